@@ -1,0 +1,38 @@
+# Every target sets up what it needs: a fresh clone needs no step before it.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test check lint types slow bench curves clean
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ocr,dev]"
+	touch $@
+
+demo: setup  ## train the shipped model on a laptop: base evaluation, RL, evaluation, report
+	$(VENV)/bin/flowfleet demo
+
+test: setup  ## the whole suite that CI runs: no GPU, no network, < 15 minutes on 2 cores
+	$(PY) -m pytest
+
+slow: setup  ## the heavier tests
+	$(PY) -m pytest -m slow
+
+lint: setup
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+check: lint types test  ## lint + types + tests
+
+bench: setup  ## speed and memory per stage, written to docs/benchmarks
+	$(PY) -m deploy.bench --model models/tiny-sd3 --out docs/benchmarks
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

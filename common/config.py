@@ -1,0 +1,122 @@
+"""Strict configuration: TOML in, pydantic models out, every unknown key named with its nearest neighbour."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """A config section: unknown keys are errors, values are never rewritten, instances never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file. Raises ConfigError when it is missing or does not parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config: {path} cannot be read ({error.strerror}); name a recipe of `flowfleet recipes ls` or a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: {path} is not TOML: {error}; mend that line") from error
+
+
+def apply_sets(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the tables with `key.path=value` assignments applied; values are TOML (bare words are strings).
+
+    List items are addressed by number: `reward.0.weight=2`.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set: {assignment!r} is not key=value; write e.g. --set learner.learning_rate=1e-3")
+        _assign(result, key.strip().split("."), _toml_value(text.strip()), assignment)
+    return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(tables: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    node: Any = tables
+    for part in path[:-1]:
+        if isinstance(node, list):
+            node = _item(node, part, assignment)
+        else:
+            node = node.setdefault(part, {})
+    if isinstance(node, list):
+        _item(node, path[-1], assignment)
+        node[int(path[-1])] = value
+    elif isinstance(node, dict):
+        node[path[-1]] = value
+    else:
+        raise ConfigError(f"--set: {assignment!r} goes below a plain value; shorten the key")
+
+
+def _item(items: list[Any], part: str, assignment: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"--set: {assignment!r}: {part!r} is no item of a list of {len(items)}; use 0 to {len(items) - 1}")
+    return items[int(part)]
+
+
+def parse(model: type[ModelT], tables: Mapping[str, Any], source: str) -> ModelT:
+    """Validate tables as `model`.
+
+    Raises:
+        ConfigError: naming every wrong key, its file, the rule, and for an unknown key the nearest valid one.
+    """
+    try:
+        return model.model_validate(dict(tables))
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(f"config: {source}: " + "; ".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        valid = _valid_keys(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
+        hint = f"the nearest key is {near[0]!r}" if near else "valid keys: " + ", ".join(sorted(valid))
+        return f"unknown key {key!r}; {hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if isinstance(item.get("input"), dict | list | tuple):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message} (came: {item.get('input')!r})"
+
+
+def _valid_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys of the section at `location`, walking through optional, list and union annotations."""
+    current: list[type[BaseModel]] = [model]
+    for part in location:
+        found = [m for owner in current if part in owner.model_fields for m in _models_in(owner.model_fields[part].annotation)]
+        current = found or current
+    return sorted({key for owner in current for key in owner.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]
+
+
+def config_digest(model: BaseModel) -> str:
+    """Return the sha256 (hex) of a model's canonical JSON."""
+    return hashlib.sha256(json.dumps(model.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

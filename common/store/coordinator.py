@@ -1,0 +1,285 @@
+"""The Coordinator: the plain object that rollout workers, reward servers and the learner talk to.
+
+Every call is idempotent (lease id, path or number is the key). One lock guards the decisions; files are read and written
+outside it where they are large. Only this object creates manifests and drop files.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from common.errors import StoreError
+from common.logs import get_logger
+from common.metrics import RunMetrics
+from common.store import paths
+from common.store.claim import check_fence
+from common.store.ending import EndKind, Outcome
+from common.store.learner_part import LearnerPart
+from common.store.ledger_entries import GroupFile
+from common.store.ledger_scoring import GrantedScoring
+from common.store.recovery import group_file
+from common.store.run_state import POLL_S, CoordinatorSettings, RunState
+from common.store.run_store import RunStore
+from common.types import LeaseKind, LoadReceipt, Manifest, Prompt, Publication, RolloutLease, ScoringLease, Stop, Wait
+
+__all__ = ["Coordinator", "CoordinatorSettings"]
+
+STATUS_S = 2.0
+_EVAL_SHARE = 8  # at least one lease in eight while evaluations wait
+_TRAIN_LEASE = re.compile(r"t(\d+)-[0-9a-f]+")
+_log = get_logger("coordinator")
+
+
+class Coordinator:
+    """RolloutDesk, ScoringDesk and LearnerDesk of one run.
+
+    Args:
+        store: the run directory.
+        settings: the rules in force.
+        incarnation: as claimed by `claim_run`; a higher one fences this object.
+        prompt_for: number -> Prompt, a pure function (PromptOrder).
+        read_publication: path of a published file -> Publication, for versions published before a restart; without it the
+            learner's word is waited for.
+        settle_s: after a restart, how long to wait for workers to show the leases that they still hold.
+        clock: monotonic seconds; only durations are taken from it.
+        wall: wall clock for status.json.
+    """
+
+    def __init__(
+        self, store: RunStore, settings: CoordinatorSettings, *, incarnation: int, prompt_for: Callable[[int], Prompt],
+        read_publication: Callable[[str], Publication] | None = None, settle_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._settings, self._incarnation, self._clock = store, settings, incarnation, clock
+        self._state = RunState(
+            store, settings, incarnation=incarnation, prompt_for=prompt_for, read_publication=read_publication, clock=clock, wall=wall
+        )
+        self._lock = self._state.lock
+        self._ledger, self._board = self._state.ledger, self._state.board
+        self._learner = LearnerPart(self._state)
+        restarted = self._ledger.counts()["issued"] > 0
+        self._settled_at = clock() + (settle_s if restarted else 0.0)
+        self._since_eval = 0  # training leases since the last evaluation lease
+        self._state.settle()
+        self._state.request_evaluations()
+
+    @property
+    def metrics(self) -> RunMetrics:
+        """The run's Prometheus metrics, for serve_metrics(metrics.registry, port)."""
+        return self._state.metrics
+
+    # ---- RolloutDesk
+
+    def ask_rollout(self, slot: str) -> RolloutLease | Wait | Stop:
+        """Lease the next group or evaluation sheet, say how long to wait, or say that the run ends."""
+        self._state.expire()
+        with self._lock:
+            now = self._clock()
+            answer = self._answer_rollout(slot, now)
+            self._state.pulse.asked("rollout", slot, now, answer.seconds if isinstance(answer, Wait) else 0.0)
+            return answer
+
+    def _answer_rollout(self, slot: str, now: float) -> RolloutLease | Wait | Stop:
+        self._state.conclude()
+        if self._state.end.outcome.is_over:
+            return Stop(reason=self._state.end.outcome.reason)
+        refusal = self._state.publications.refusal(slot)
+        if refusal is not None:
+            return Wait(seconds=5.0, reason=refusal)
+        if now < self._settled_at:
+            return Wait(seconds=POLL_S, reason="workers that outlived a restart to show their leases")
+        first, second = self._lease_group, self._lease_sheet
+        if self._since_eval >= _EVAL_SHARE - 1:
+            first, second = second, first
+        return first(slot, now) or second(slot, now) or Wait(seconds=POLL_S, reason=self._why_no_lease(now))
+
+    def _lease_group(self, slot: str, now: float) -> RolloutLease | None:
+        newest = self._ledger.newest_version
+        if newest is None or self._state.end.is_closing(now):
+            return None
+        publication = self._state.publications.get(newest)
+        token = secrets.token_hex(6)
+        number = self._ledger.lease(slot, lambda number: f"t{number}-{token}", now) if publication else None
+        if number is None or publication is None:
+            return None
+        self._since_eval = self._since_eval + 1 if self._board.pending() else 0
+        return RolloutLease(
+            lease_id=f"t{number}-{token}", kind=LeaseKind.TRAIN, number=number, prompts=(self._state.prompt_for(number),),
+            publication=publication, snapshot=self._settings.rollout_snapshot, window_round=number // self._settings.groups_per_update,
+        )  # fmt: skip
+
+    def _lease_sheet(self, slot: str, now: float) -> RolloutLease | None:
+        lease_id = f"e-{secrets.token_hex(6)}"
+        granted = self._board.lease(slot, lease_id, now)
+        if granted is None:
+            return None
+        evaluation, sheet = granted
+        self._since_eval = 0
+        return RolloutLease(
+            lease_id=lease_id, kind=LeaseKind.EVAL, number=sheet.number, prompts=sheet.prompts, publication=evaluation.publication,
+            snapshot=evaluation.snapshot, directory=evaluation.directory,
+        )  # fmt: skip
+
+    def _why_no_lease(self, now: float) -> str:
+        newest = self._ledger.newest_version
+        if newest is None or self._state.publications.get(newest) is None:
+            return "learner: no policy version is published yet"
+        if self._ledger.last_update >= self._settings.schedule.num_updates or self._state.end.is_closing(now):
+            return "learner: the run is about to end"
+        return "learner: max_staleness admits no further group"
+
+    def confirm_weights(self, slot: str, receipt: LoadReceipt) -> None:
+        """Report a load receipt. Raises GateError("weights") when it differs from the publication."""
+        with self._lock:
+            self._state.publications.confirm(slot, receipt)
+
+    def commit_rollout(self, lease_id: str, path: str, seconds: float) -> None:
+        """Announce a committed group file or evaluation sheet.
+
+        Raises:
+            StoreError: there is no such file, or it is not the lease's.
+            CorruptFile: the file of a lease that outlived a restart breaks its schema.
+        """
+        sheet = paths.parse_sheet(path)
+        name = sheet or paths.parse_group(path)
+        if name is None or name.lease_id != lease_id:
+            raise StoreError(f"coordinator: {path} is no file of lease {lease_id}; announce the path that write_group returned")
+        num_bytes = self._store.size(path)
+        with self._lock:
+            held = self._ledger.leases.get(lease_id)
+            if sheet is not None:
+                self._board.drawn(path.rpartition("/")[0], name.number, lease_id)
+        if sheet is None:
+            version = held.version if held is not None else -1
+            file = GroupFile(number=name.number, lease_id=lease_id, path=path, version=version, num_bytes=num_bytes)
+            if version < 0:  # the lease outlived a restart or expired: the file knows
+                file = group_file(self._store, path, num_bytes)
+            with self._lock:
+                self._ledger.generated(file)
+        self._state.moved()
+        self._state.settle()
+
+    def fail_rollout(self, lease_id: str, error: str) -> None:
+        """Give a lease back as failed: counts as an attempt."""
+        _log.warning("lease %s failed: %s", lease_id, error)
+        with self._lock:
+            self._ledger.fail(lease_id, error)
+            self._board.leases.fail(lease_id)
+        self._state.settle()
+
+    def return_rollout(self, lease_id: str, reason: str) -> None:
+        """Give a lease back unharmed (drain, version gone): free."""
+        _log.info("lease %s came back: %s", lease_id, reason)
+        with self._lock:
+            self._ledger.leases.end(lease_id)
+            self._board.leases.end(lease_id)
+
+    def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:
+        """Keep leases alive and hand over gauges; leases that outlived a restart are re-adopted."""
+        with self._lock:
+            now = self._clock()
+            self._state.pulse.hear(slot, now, metrics)
+            for book in (self._ledger.leases, self._board.leases):
+                book.beat(lease_ids, now)
+            for scoring in (self._ledger.scoring.leases, self._board.scoring.leases):
+                scoring.beat(lease_ids, now)
+            for lease_id in lease_ids:
+                outlived = _TRAIN_LEASE.fullmatch(lease_id)
+                if outlived and now < self._settled_at:
+                    self._ledger.readopt(int(outlived[1]), lease_id, slot, now)
+            self.metrics.show_brought(slot.partition(".")[0], slot, metrics)
+
+    # ---- ScoringDesk
+
+    def ask_scoring(self, slot: str, reward: str, limit: int) -> tuple[ScoringLease, ...] | Wait | Stop:
+        """Lease up to `limit` committed groups or sheets to score with `reward`."""
+        self._state.expire()
+        with self._lock:
+            now = self._clock()
+            self._state.conclude()
+            if self._state.end.outcome.is_over:
+                return Stop(reason=self._state.end.outcome.reason)
+            granted = self._ledger.lease_scores(reward, limit, slot=slot, now=now, new_id=_scoring_id)
+            granted += self._board.lease_scores(reward, limit - len(granted), slot=slot, now=now, new_id=_scoring_id)
+            self._state.pulse.asked("reward", slot, now, 0.0 if granted else POLL_S)
+            leases = tuple(self._scoring_lease(each) for each in granted)
+            return leases or Wait(seconds=POLL_S, reason="rollout workers: no images to score")
+
+    def _scoring_lease(self, granted: GrantedScoring) -> ScoringLease:
+        key = granted.key
+        if key.directory:
+            kind, media = LeaseKind.EVAL, paths.sheet_path(key.directory, key.number, key.lease_id)
+        else:
+            kind, media = LeaseKind.TRAIN, paths.media_path(key.number, key.lease_id)
+        return ScoringLease(
+            lease_id=granted.lease_id, kind=kind, number=key.number, reward=key.reward, group_lease_id=key.lease_id, media_path=media,
+            prompts=self._state.prompts_of(key), directory=key.directory,
+        )  # fmt: skip
+
+    def commit_scores(self, lease_id: str, path: str) -> None:
+        """Announce a committed score file. Raises CorruptFile when it breaks its schema or does not hold K scores."""
+        self._state.score_committed(path)
+        with self._lock:
+            self._ledger.scoring.leases.end(lease_id)
+            self._board.scoring.leases.end(lease_id)
+        self._state.moved()
+        self._state.settle()
+
+    def fail_scoring(self, lease_id: str, error: str) -> None:
+        """Give a scoring lease back as failed: counts as an attempt."""
+        _log.warning("scoring lease %s failed: %s", lease_id, error)
+        with self._lock:
+            self._ledger.scoring.fail(lease_id, error)
+            self._board.scoring.fail(lease_id, error)
+        self._state.settle()
+
+    # ---- LearnerDesk
+
+    def next_manifest(self, update: int) -> Manifest | Wait | Stop:
+        """Return the manifest of `update`, cutting or adopting it; say how long to wait, or that the run ends. Raises Fenced."""
+        return self._learner.next_manifest(update)
+
+    def publish(self, publication: Publication) -> None:
+        """Announce a published policy version; at or below the newest it is kept and ignored. Raises Fenced, StoreError."""
+        self._learner.publish(publication)
+
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Announce that history of `update` is durable, with its metrics; old files are retired."""
+        self._learner.finish_update(update, metrics)
+
+    # ---- what the shell calls
+
+    def tick(self) -> Outcome:
+        """Every second or so: expire leases, refresh status.json and /metrics, see whether the run is over.
+
+        Raises:
+            Fenced: a later incarnation owns the run.
+        """
+        self._state.expire()
+        self._state.settle()
+        if self._clock() - self._state.status_at >= STATUS_S:
+            check_fence(self._store, self._incarnation)
+            self._state.write_status()
+            self._state.show_metrics()
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """Where the run stands, or how it ended; `raise_if_failed` turns a guard's end into its error."""
+        with self._lock:
+            self._state.conclude()
+            return self._state.end.outcome
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for the live line."""
+        return self._state.summary()
+
+    def close(self, reason: str) -> None:
+        """Say in status.json that nobody runs this run any more."""
+        self._state.write_status(state="done" if self.outcome().kind is EndKind.DONE else "stopped", reason=reason)
+        self._state.show_metrics()
+
+
+def _scoring_id() -> str:
+    return f"s-{secrets.token_hex(6)}"

@@ -1,0 +1,64 @@
+"""How a run ends: done, at its time limit, by a guard, or because it waited too long."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.errors import GateError, StallError
+
+
+class EndKind(StrEnum):
+    """RUNNING until one of the others is set, once."""
+
+    RUNNING = "running"
+    DONE = "done"  # all updates and evaluations
+    TIME_LIMIT = "time_limit"  # done as far as the time went
+    GUARD = "guard"  # too many drops
+    STALL = "stall"  # nothing moved for stall_timeout_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where the run stands, or how it ended."""
+
+    kind: EndKind
+    reason: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everybody is to leave."""
+        return self.kind is not EndKind.RUNNING
+
+    def raise_if_failed(self) -> None:
+        """Raise GateError or StallError (exit code 3) when a guard ended the run."""
+        if self.kind is EndKind.GUARD:
+            raise GateError("drops", self.reason)
+        if self.kind is EndKind.STALL:
+            raise StallError(self.reason)
+
+
+class RunEnd:
+    """Keeps the clock of progress and the outcome."""
+
+    def __init__(self, *, started: float, time_limit_s: float | None, stall_timeout_s: float) -> None:
+        self._deadline = None if time_limit_s is None else started + time_limit_s
+        self._stall_timeout_s = stall_timeout_s
+        self._progress = started
+        self.outcome = Outcome(kind=EndKind.RUNNING, reason="running")
+
+    def progress(self, now: float) -> None:
+        """A file was committed or a version published."""
+        self._progress = now
+
+    def is_closing(self, now: float) -> bool:
+        """Whether the time limit has passed: no new manifests."""
+        return self._deadline is not None and now >= self._deadline
+
+    def stalled_for(self, since: float, now: float) -> float | None:
+        """Seconds without progress since `since`, when they pass the limit; else None."""
+        idle = now - max(since, self._progress)
+        return idle if idle > self._stall_timeout_s else None
+
+    def finish(self, kind: EndKind, reason: str) -> None:
+        """Set the outcome; the first one stands."""
+        if not self.outcome.is_over:
+            self.outcome = Outcome(kind=kind, reason=reason)

@@ -1,0 +1,91 @@
+"""Reading a run directory back: what the listing says, parsed. Group files that manifests or drops settle are not opened."""
+
+from collections.abc import Iterable
+
+from common.errors import StoreError
+from common.logs import get_logger
+from common.store import paths
+from common.store.evaluations import EvalBoard
+from common.store.groups import read_group_metadata
+from common.store.ledger_entries import GroupFile, Listing, ScoreSummary
+from common.store.ledger_scoring import ScoreKey
+from common.store.manifests import read_drop, read_manifest
+from common.store.run_store import RunStore
+from common.store.scores import read_scores
+from common.types import Drop, Manifest
+
+_log = get_logger("store")
+
+
+def read_listing(store: RunStore) -> Listing:
+    """Return what the run directory says.
+
+    Raises:
+        CorruptFile: a manifest, drop, unsettled group or score file breaks its schema.
+        StoreError: unreadable.
+    """
+    updates = sorted(update for path in store.list(paths.MANIFESTS) if (update := paths.parse_manifest(path)) is not None)
+    manifests = tuple(read_manifest(store, update) for update in updates)
+    numbers = (number for path in store.list(paths.DROPS) if (number := paths.parse_drop(path)) is not None)
+    drops = tuple(read_drop(store, number) for number in numbers)
+    settled = _settled(manifests, drops)
+    groups = []
+    for path, num_bytes in sorted(store.sizes(paths.GROUPS).items()):
+        name = paths.parse_group(path)
+        if name is not None and name.number not in settled:
+            groups.append(group_file(store, path, num_bytes))
+    known = {(group.number, group.lease_id) for group in groups}
+    summaries = []
+    for path in store.list(paths.SCORES):
+        score = paths.parse_score(path)
+        if score is not None and (score.number, score.lease_id) in known:
+            summaries.append(score_summary(store, path))
+    return Listing(groups=tuple(groups), scores=tuple(summaries), drops=drops, manifests=manifests, newest_version=newest_version(store))
+
+
+def _settled(manifests: Iterable[Manifest], drops: Iterable[Drop]) -> set[int]:
+    return {group.number for manifest in manifests for group in manifest.groups} | {drop.number for drop in drops}
+
+
+def newest_version(store: RunStore) -> int | None:
+    """The newest published policy version, None before the first."""
+    return max(adapters(store), default=None)
+
+
+def adapters(store: RunStore) -> dict[int, str]:
+    """Version -> path of the published adapters; of one version's files the highest incarnation's."""
+    found = sorted((*name, path) for path in store.list(paths.POLICY) if (name := paths.parse_adapter(path)) is not None)
+    return {version: path for _, version, path in found}
+
+
+def group_file(store: RunStore, path: str, num_bytes: int) -> GroupFile:
+    """Return what the ledger needs of a group file, from its content. Raises CorruptFile."""
+    described = read_group_metadata(store, path)
+    return GroupFile(
+        number=described["number"], lease_id=described["lease_id"], path=path, version=described["adapter"]["version"], num_bytes=num_bytes
+    )
+
+
+def score_summary(store: RunStore, path: str) -> ScoreSummary:
+    """Return what the ledger needs of a score file. Raises CorruptFile."""
+    file = read_scores(store, path)
+    return ScoreSummary(number=file.number, lease_id=file.lease_id, reward=file.reward, values=tuple(score.value for score in file.scores))
+
+
+def restore_sheets(store: RunStore, board: EvalBoard, directory: str) -> None:
+    """Tell the board of every sheet and score file that an evaluation already has. An unreadable one is left out, and made again."""
+    listed = store.list(directory)
+    for path in listed:
+        sheet = paths.parse_sheet(path)
+        if sheet is not None:
+            board.drawn(directory, sheet.number, sheet.lease_id)
+    for path in listed:
+        name = paths.parse_sheet_score(path)
+        if name is not None:
+            try:
+                summary = score_summary(store, path)
+            except StoreError as error:
+                _log.warning("%s", error)
+                continue
+            key = ScoreKey(number=name.number, lease_id=name.lease_id, reward=name.reward, directory=directory)
+            board.scored(key, summary.values)

@@ -1,0 +1,297 @@
+"""RunState: what the Coordinator keeps, and the files that follow from it: drops, null scores, evaluation results, status."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import AlreadyExists
+from common.metrics import RunMetrics
+from common.store import paths
+from common.store.claim import check_fence
+from common.store.config import ScheduleConfig, StoreConfig
+from common.store.ending import EndKind, RunEnd
+from common.store.eval_results import write_result
+from common.store.evaluations import EvalBoard, EvalProtocol
+from common.store.ledger import Ledger
+from common.store.ledger_entries import GroupState, LedgerSettings, RewardSpec
+from common.store.ledger_scoring import ScoreKey
+from common.store.manifests import Status, read_drop, read_manifest, read_status, write_drop, write_status
+from common.store.publications import Publications
+from common.store.pulse import Pulse
+from common.store.recovery import adapters, read_listing, restore_sheets, score_summary
+from common.store.retention import Retention
+from common.store.run_store import RunStore
+from common.store.scores import write_scores
+from common.types import Drop, Manifest, Prompt, Publication, Score, ScoreFile
+
+POLL_S = 0.2  # between asks of somebody who waits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """What the Coordinator needs of a run's configuration."""
+
+    run: str
+    config_digest: str
+    schedule: ScheduleConfig
+    store: StoreConfig
+    groups_per_update: int  # P
+    group_size: int  # K
+    rollout_snapshot: str  # which snapshot samples training groups
+    rewards: tuple[RewardSpec, ...]
+    protocol: EvalProtocol
+
+    @property
+    def ledger(self) -> LedgerSettings:
+        """The ledger's part."""
+        schedule = self.schedule
+        return LedgerSettings(
+            groups_per_update=self.groups_per_update, group_size=self.group_size, max_staleness=schedule.max_staleness,
+            num_updates=schedule.num_updates, rewards=self.rewards, max_attempts=schedule.max_attempts,
+            lease_timeout_s=schedule.lease_timeout_s, group_timeout_s=schedule.group_timeout_s,
+            replace_flat_groups=schedule.replace_flat_groups, min_scored_share=schedule.min_scored_share,
+        )  # fmt: skip
+
+
+class RunState:
+    """Everything behind the desks. `lock` guards the decisions; methods that touch files take it only around them."""
+
+    def __init__(
+        self, store: RunStore, settings: CoordinatorSettings, *, incarnation: int, prompt_for: Callable[[int], Prompt],
+        read_publication: Callable[[str], Publication] | None, clock: Callable[[], float], wall: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.store, self.settings, self.incarnation, self.prompt_for, self.clock = store, settings, incarnation, prompt_for, clock
+        self.lock = threading.RLock()
+        self.ledger = Ledger.rebuild(read_listing(store), settings.ledger, prompt_for)
+        self.board = EvalBoard(settings.protocol, settings.ledger)
+        self.publications = Publications(lambda version: _recall(store, read_publication, version))
+        self.pulse = Pulse(clock())
+        schedule, status = settings.schedule, read_status(store)
+        self.end = RunEnd(started=clock(), time_limit_s=schedule.time_limit_s, stall_timeout_s=schedule.stall_timeout_s)
+        self.metrics = RunMetrics(settings.run)
+        self.retention = Retention(
+            store, settings.store, max_staleness=schedule.max_staleness, retired_through=status.retired_through if status else 0
+        )
+        self.learner_waits_since: float | None = None
+        self.learner_done = False
+        self.finished_update = self.first_update = min(self.ledger.last_update, self.ledger.newest_version or 0)
+        self.update_metrics: dict[str, float] = {}
+        self.last_manifest: Manifest | None = read_manifest(store, self.ledger.last_update) if self.ledger.last_update else None
+        self.status_at = float("-inf")
+        self._sequence = status.sequence if status else 0
+        self._wall = wall
+        self._finishing = threading.Lock()  # one evaluation result at a time
+        self._verdict = ""  # the newest evaluation, in words
+        self._due = {
+            version for version in adapters(store)
+            if self._is_due(version) and (version == self.ledger.newest_version or self.publications.get(version) is not None)
+        }  # fmt: skip
+
+    # ---- leases that ran out, and files that follow
+
+    def expire(self) -> None:
+        """Expire the silent leases, and write what follows."""
+        with self.lock:
+            now = self.clock()
+            late = self.ledger.expire(now) + self.board.expire(now)
+        if late:
+            self.metrics.count_expired(late)
+            self.settle()
+
+    def moved(self) -> None:
+        """A file was committed or a version published: the run is alive."""
+        with self.lock:
+            self.end.progress(self.clock())
+
+    def settle(self) -> None:
+        """Write the drops and null scores that the ledger calls for, then the results of finished evaluations."""
+        while True:
+            with self.lock:
+                wanted = self.ledger.decisions()
+                nulls = [(each.key, each.error) for each in wanted.nulls]
+                nulls += [(key, self.board.scoring.error(key)) for key in self.board.exhausted()]
+            if not wanted.drops and not nulls:
+                break
+            for drop in wanted.drops:
+                self.drop(drop)
+            for key, error in nulls:
+                self._file_nulls(key, error)
+        self._finish_evaluations()
+
+    def drop(self, drop: Drop) -> None:
+        """Make a drop durable, then let the number leave the sum; an earlier reason stands."""
+        check_fence(self.store, self.incarnation)
+        try:
+            write_drop(self.store, drop, writer_id=f"i{self.incarnation:04d}")
+        except AlreadyExists:
+            drop = read_drop(self.store, drop.number)
+        with self.lock:
+            self.ledger.drop_written(drop)
+
+    def _file_nulls(self, key: ScoreKey, error: str) -> None:
+        with self.lock:
+            num_images = len(self.prompts_of(key))
+        scores = tuple(Score(sample_index=index, value=None, error=error) for index in range(num_images))
+        file = ScoreFile(
+            run=self.settings.run, number=key.number, lease_id=key.lease_id, reward=key.reward, scorer_version="none", scores=scores
+        )
+        self.score_committed(write_scores(self.store, file, directory=key.directory))
+
+    def score_committed(self, path: str) -> None:
+        """Take in a score file. Raises CorruptFile when it breaks its schema or does not hold K scores."""
+        summary = score_summary(self.store, path)
+        sheet = paths.parse_sheet_score(path)
+        with self.lock:
+            if sheet is None:
+                self.ledger.scored(summary)
+                return
+            directory = path.rpartition("/")[0]
+            key = ScoreKey(number=sheet.number, lease_id=sheet.lease_id, reward=sheet.reward, directory=directory)
+            self.board.scored(key, summary.values)
+
+    def prompts_of(self, key: ScoreKey) -> tuple[Prompt, ...]:
+        """One prompt an image."""
+        evaluation = self.board.get(key.directory)
+        if evaluation is not None:
+            return evaluation.sheets[key.number].prompts
+        return (self.prompt_for(key.number),) * self.settings.group_size
+
+    # ---- evaluations
+
+    def _is_due(self, version: int) -> bool:
+        evaluation, newest = self.settings.protocol.config, self.ledger.newest_version
+        if not self.board.is_enabled or self.store.exists(paths.result_path(self.board.directory_of(version))):
+            return False
+        at_start = version == 0 and evaluation.at_start
+        regular = evaluation.every > 0 and version > 0 and version % evaluation.every == 0
+        last = version == self.settings.schedule.num_updates or (self.learner_done and version == newest)
+        return at_start or regular or last
+
+    def request_evaluations(self) -> None:
+        """Begin the evaluations that are due and whose publication is known; sheets and scores that exist are kept."""
+        with self.lock:
+            newest = self.ledger.newest_version
+            if newest is not None and self._is_due(newest):
+                self._due.add(newest)
+            found = [publication for version in sorted(self._due) if (publication := self.publications.get(version)) is not None]
+            begun = [evaluation for publication in found if (evaluation := self.board.request(publication)) is not None]
+            for evaluation in begun:
+                restore_sheets(self.store, self.board, evaluation.directory)
+        if begun:
+            self._finish_evaluations()
+
+    def pinned_versions(self) -> set[int]:
+        """Policy versions that evaluations still need."""
+        return self._due | self.board.pinned_versions()
+
+    def _finish_evaluations(self) -> None:
+        with self._finishing:
+            with self.lock:
+                finished = self.board.finished()
+            for evaluation in finished:
+                result = write_result(self.store, evaluation, self.settings.protocol)
+                means = {name: table["mean"] for name, table in result["rewards"].items() if table["mean"] is not None}
+                with self.lock:
+                    self.board.close(evaluation.directory)
+                    self._due.discard(evaluation.publication.adapter.version)
+                    self._verdict = f"v{result['version']} " + " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+                    self.end.progress(self.clock())
+                self.metrics.show_evaluation(means)
+
+    # ---- the end, and what people see
+
+    def conclude(self) -> None:
+        """Set the outcome when a guard fires, or when the learner is through and evaluations are done."""
+        now = self.clock()
+        unhealthy = self.ledger.unhealthy()
+        if unhealthy:
+            self.end.finish(EndKind.GUARD, unhealthy)
+        all_published = (self.ledger.newest_version or 0) >= self.settings.schedule.num_updates
+        if not (all_published or self.learner_done):
+            return
+        if not self._due and not self.board.pending():
+            kind = EndKind.DONE if all_published else EndKind.TIME_LIMIT
+            self.end.finish(kind, "all updates are done" if all_published else "the time limit has passed")
+            return
+        idle = self.end.stalled_for(float("-inf"), now)
+        if idle is not None:
+            self.end.finish(EndKind.STALL, f"the evaluation of versions {sorted(self._due)} waited {idle:.0f} s for rollouts or scores")
+
+    def write_status(self, state: str = "running", reason: str = "") -> None:
+        """Refresh status.json."""
+        with self.lock:
+            self._sequence += 1
+            self.status_at = self.clock()
+            newest = self.ledger.newest_version
+            status = Status(
+                incarnation=self.incarnation, sequence=self._sequence, written_at=self._wall(), state=state, reason=reason,
+                host=socket.gethostname(), process_id=os.getpid(), version=-1 if newest is None else newest,
+                manifests=self.ledger.last_update, retired_through=self.retention.retired_through, counts=self.ledger.counts(),
+            )  # fmt: skip
+        write_status(self.store, status)
+
+    def show_metrics(self) -> None:
+        """Bring /metrics up to date."""
+        with self.lock:
+            newest, now = self.ledger.newest_version, self.clock()
+            since = self.learner_waits_since
+            self.metrics.show_counts(self.ledger.counts(), self.ledger.drops_by_reason())
+            self.metrics.show_progress(
+                version=-1 if newest is None else newest, update=self.finished_update, evaluations=len(self.board.pending()),
+                learner_wait_s=0.0 if since is None else now - since, staleness=self.staleness(),
+            )  # fmt: skip
+
+    def staleness(self) -> float:
+        """Mean staleness of the newest manifest's groups, in updates."""
+        manifest = self.last_manifest
+        if manifest is None:
+            return 0.0
+        return sum(manifest.update - 1 - group.version for group in manifest.groups) / len(manifest.groups)
+
+    def waited_for(self) -> str:
+        """What the next manifest waits for, naming the role."""
+        held = self.ledger.holding_up()
+        if held is None:
+            return "rollout workers: the next groups are not issued yet"
+        number, state = held
+        if state is not GroupState.GENERATED:
+            return f"rollout workers: group {number} is {state}"
+        names = [reward.name for reward in self.settings.rewards if reward.use == "train"]
+        missing = [name for name in names if any(key.number == number for key in self.ledger.wanted_scores(name))]
+        return f"reward servers of {', '.join(missing)}: group {number} is not scored"
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for the live line: update, metrics, evaluation, waiting shares, states, versions and gauges by slot."""
+        with self.lock:
+            waits = self.learner_waits_since is not None
+            return {
+                "update": self.finished_update, "first_update": self.first_update, "metrics": self._live_metrics(),
+                "evaluation": self._verdict or (f"{len(self.board.pending())} under way" if self.board.pending() else ""),
+                "waiting": self.pulse.waiting_shares(self.clock()), "learner_waits_for": self.waited_for() if waits else "",
+                "counts": self.ledger.counts(), "drops": self.ledger.drops_by_reason(), "versions": dict(self.publications.versions),
+                "gauges": {slot: dict(gauges) for slot, gauges in self.pulse.gauges.items()}, "version": self.ledger.newest_version,
+                "outcome": str(self.end.outcome.kind), "reason": self.end.outcome.reason,
+            }  # fmt: skip
+
+    def _live_metrics(self) -> dict[str, float]:
+        known = self.update_metrics
+        shown = {name.rpartition(".")[2]: value for name, value in known.items() if name.startswith("learner.")}
+        if "flat_group_share" in known:
+            shown["flat_group_share"] = known["flat_group_share"]
+        trained = [known[f"rewards.{r.name}.mean"] for r in self.settings.rewards if r.use == "train" and f"rewards.{r.name}.mean" in known]
+        if trained:
+            shown["reward"] = sum(trained) / len(trained)
+        shown["images_per_s"] = sum(g.get("images_per_second", 0.0) for g in self.pulse.gauges.values())
+        if self.last_manifest is not None:
+            shown["staleness"] = self.staleness()
+        return shown
+
+
+def _recall(store: RunStore, read: Callable[[str], Publication] | None, version: int) -> Publication | None:
+    path = adapters(store).get(version) if read else None
+    return read(path) if read and path else None
+
+

@@ -1,0 +1,1 @@
+"""The composition root: the command line, recipes and everything that knows all packages."""

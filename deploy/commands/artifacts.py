@@ -1,0 +1,100 @@
+"""`flowfleet audit|report|status|export`. What loads torch or matplotlib is imported by the command."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import UserError
+from common.store.claim import newest_incarnation
+from common.store.manifests import read_status
+from common.store.recovery import adapters
+from common.store.run_store import RunStore
+from deploy.options import run_config_of
+
+RunArgument = Annotated[str, typer.Argument(help="a run directory")]
+
+
+class ExportFormat(StrEnum):
+    """Who reads the exported LoRA."""
+
+    PEFT = "peft"
+    DIFFUSERS = "diffusers"
+
+
+def open_run(run: str) -> RunStore:
+    """The store of an existing run. Raises UserError when there is none."""
+    store = RunStore(run)
+    if newest_incarnation(store) == 0:
+        raise UserError(f"{run} holds no run (no config.i0001.json); name the --run-dir of a `flowfleet train`")
+    return store
+
+
+def audit_command(run: RunArgument) -> None:
+    """Prove from the files alone: consumed once, staleness, strict order, conservation, digests."""
+    from common.store.audit import audit
+
+    outcome = audit(open_run(run))
+    console = Console()
+    for violation in outcome.violations:
+        console.print(f"{violation.rule}: {violation.where}: {violation.message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{outcome.num_manifests} manifests, {outcome.num_groups} groups consumed ({outcome.num_retired} retired), {outcome.num_drops} drops, "
+        f"{outcome.num_adapters} adapters: " + ("clean" if outcome.is_clean else f"{len(outcome.violations)} violations"),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if not outcome.is_clean:
+        raise typer.Exit(1)
+
+
+def report(run: RunArgument) -> None:
+    """Write report.html: curves, sample grids over time, before/after table."""
+    from deploy.summary import show_results
+
+    show_results(open_run(run), Console())
+
+
+def status(run: RunArgument) -> None:
+    """Say where a run stands, from its files."""
+    store = open_run(run)
+    found, config, console = read_status(store), run_config_of(store), Console()
+    console.print(f"run {config.run.name} at {run}, incarnation {newest_incarnation(store)}", highlight=False)
+    if found is None:
+        console.print("no status.json yet: the run has not begun to work")
+        return
+    console.print(f"{found.state} on {found.host} (process {found.process_id}): {found.reason or 'working'}", highlight=False)
+    console.print(f"updates {found.manifests}/{config.schedule.num_updates}, newest version {found.version}", highlight=False)
+    table = Table("groups", "count")
+    for state, count in found.counts.items():
+        table.add_row(str(state), str(count))
+    console.print(table)
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="directory to write")],
+    fmt: Annotated[ExportFormat, typer.Option("--format", help="peft: a PEFT directory; diffusers: for load_lora_weights")] = ExportFormat.DIFFUSERS,
+    snapshot: Annotated[str, typer.Option(help="live, ema or behavior")] = "ema",
+    version: Annotated[int | None, typer.Option(help="default: the newest")] = None,
+) -> None:
+    """Export a LoRA that PEFT or diffusers loads."""
+    from deploy.export import export_adapter
+
+    store = open_run(run)
+    published = adapters(store)
+    chosen = max(published, default=None) if version is None else version
+    if chosen is None or chosen not in published:
+        raise UserError(f"export: {run} holds no version {chosen}; published and kept: {sorted(published)}")
+    written = export_adapter(store.read(published[chosen]), snapshot, run_config_of(store).model, out, fmt.value)
+    Console().print(f"version {chosen}, snapshot {snapshot}: {written}", highlight=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Put these commands under the command line."""
+    app.command("audit")(audit_command)
+    app.command("report")(report)
+    app.command("status")(status)
+    app.command("export")(export)

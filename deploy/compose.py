@@ -1,0 +1,114 @@
+"""From a RunConfig to the settings and objects of every role: chosen once, here, for Ray and --local alike."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.config import config_digest
+from common.policy.config import ModelConfig
+from common.policy.published import read_publication
+from common.store.coordinator import Coordinator, CoordinatorSettings
+from common.store.evaluations import EvalProtocol, select_prompts
+from common.store.ledger_entries import RewardSpec
+from common.store.prompts_order import PromptOrder
+from common.store.run_store import RunStore
+from common.types import Prompt
+from deploy.config import RunConfig, shipped_path
+from deploy.gates import PromptSets
+from learner.build import LearnerSettings
+from reward_servers.build import ServerSettings
+from rollout_workers.build import WorkerSettings
+
+SETTLE_S = 6.0  # one heartbeat: after a restart, workers show what they still hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """Everything that the roles of one incarnation are made from."""
+
+    config: RunConfig
+    store_url: str
+    incarnation: int
+    train_prompts: tuple[Prompt, ...]
+    coordinator: CoordinatorSettings
+    learner: LearnerSettings
+    workers: tuple[WorkerSettings, ...]
+    servers: tuple[ServerSettings, ...]
+
+
+def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation: int) -> RunParts:
+    """Derive every role's settings from the run's configuration."""
+    protocol = evaluation_protocol(config, prompts)
+    model = resolved_model(config.model)
+    snapshots = tuple(sorted({"live", config.rollout.snapshot, config.evaluation.snapshot}))
+    return RunParts(
+        config=config, store_url=store_url, incarnation=incarnation, train_prompts=prompts.train,
+        coordinator=CoordinatorSettings(
+            run=config.run.name, config_digest=config_digest(config), schedule=config.schedule, store=config.store,
+            groups_per_update=config.learner.groups_per_update, group_size=config.rollout.group_size,
+            rollout_snapshot=config.rollout.snapshot, rewards=reward_specs(config), protocol=protocol,
+        ),
+        learner=LearnerSettings(
+            store_url=store_url, run_seed=config.run.seed, incarnation=incarnation, model=model, learner=config.learner,
+            weights={reward.name: reward.weight for reward in config.reward if reward.use == "train"}, snapshots=snapshots,
+        ),
+        workers=tuple(
+            WorkerSettings(
+                slot=f"rollout.{index}", store_url=store_url, run=config.run.name, run_seed=config.run.seed, model=model,
+                rollout=config.rollout, evaluation=config.evaluation,
+            )
+            for index in range(config.rollout.num_workers)
+        ),
+        servers=tuple(
+            ServerSettings(slot=f"reward.{reward.name}.{index}", store_url=store_url, run=config.run.name, reward=reward)
+            for reward in config.reward
+            for index in range(reward.num_servers)
+        ),
+    )  # fmt: skip
+
+
+def evaluation_protocol(config: RunConfig, prompts: PromptSets) -> EvalProtocol:
+    """The frozen evaluation of a run."""
+    wanted = config.evaluation.rewards or tuple(reward.name for reward in config.reward)
+    specs = tuple(spec for spec in reward_specs(config) if spec.name in wanted)
+    return EvalProtocol(config=config.evaluation, prompts=select_prompts(prompts.test, config.evaluation.max_prompts), rewards=specs)
+
+
+def reward_specs(config: RunConfig) -> tuple[RewardSpec, ...]:
+    """What the store needs to know of each reward."""
+    return tuple(RewardSpec(name=reward.name, use=reward.use, tags=reward.tags) for reward in config.reward)
+
+
+def resolved_model(model: ModelConfig) -> ModelConfig:
+    """The model section with its path found from the project's root where it is a shipped one."""
+    return model.model_copy(update={"path": str(shipped_path(model.path))})
+
+
+def coordinator_builder(parts: RunParts) -> Callable[[], Coordinator]:
+    """Return what makes the Coordinator, in whichever process calls it."""
+
+    def build() -> Coordinator:
+        store = RunStore(parts.store_url)
+        return Coordinator(
+            store, parts.coordinator, incarnation=parts.incarnation,
+            prompt_for=PromptOrder(parts.train_prompts, parts.config.run.seed),
+            read_publication=lambda path: read_publication(store.read(path), path), settle_s=SETTLE_S, clock=time.monotonic,
+        )  # fmt: skip
+
+    return build
+
+
+def single_worker(parts: RunParts) -> WorkerSettings:
+    """The settings of the one worker of --local."""
+    if parts.workers:
+        return parts.workers[0]
+    return WorkerSettings(
+        slot="rollout.0", store_url=parts.store_url, run=parts.config.run.name, run_seed=parts.config.run.seed,
+        model=parts.learner.model, rollout=parts.config.rollout, evaluation=parts.config.evaluation,
+    )  # fmt: skip
+
+
+def with_slot(settings: WorkerSettings, slot: str) -> WorkerSettings:
+    """The same worker under another name."""
+    return dataclasses.replace(settings, slot=slot)

@@ -1,0 +1,159 @@
+"""The whole configuration of a run: one section a component, checked together before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from common.config import StrictModel, apply_sets, parse, read_toml
+from common.errors import ConfigError
+from common.policy.config import ModelConfig
+from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
+from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from reward_servers.config import RewardConfig
+from rollout_workers.config import RolloutConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+PROJECT = Path(__file__).parent.parent
+
+
+class RunSection(StrictModel):
+    """What the run is called and where its randomness starts."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    about: str = ""  # one line for `flowfleet recipes ls`
+
+
+class PromptSection(StrictModel):
+    """Prompt files: jsonl (id, text, metadata), GenEval's own lines, or txt."""
+
+    train: str
+    test: str
+
+
+class ClusterSection(StrictModel):
+    """What Ray reserves; speed only, never the maths."""
+
+    metrics_port: int = Field(0, ge=0, le=65535)  # of /metrics on loopback; 0 = none
+    rollout_gpus: float = Field(0.0, ge=0)  # a worker
+    learner_gpus: float = Field(0.0, ge=0)
+    reward_gpus: float = Field(0.0, ge=0)  # a server
+    start_timeout_s: float = Field(300.0, gt=0)  # until every actor has answered once
+
+
+class RunConfig(StrictModel):
+    """A recipe, resolved."""
+
+    run: RunSection
+    model: ModelConfig
+    prompts: PromptSection
+    rollout: RolloutConfig
+    reward: tuple[RewardConfig, ...] = Field(min_length=1)
+    learner: LearnerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    store: StoreConfig = StoreConfig()
+    cluster: ClusterSection = ClusterSection()
+
+    @property
+    def images_per_update(self) -> int:
+        """P * K."""
+        return self.learner.groups_per_update * self.rollout.group_size
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "RunConfig":
+        problems = [*_arithmetic(self), *_rewards(self), *_sampler_and_objective(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _arithmetic(config: RunConfig) -> list[str]:
+    groups, steps = config.learner.groups_per_update, config.learner.optimizer_steps
+    if groups % steps:
+        return [f"learner.groups_per_update={groups} is not a multiple of learner.optimizer_steps={steps}; minibatches are whole groups: change one"]
+    return []
+
+
+def _rewards(config: RunConfig) -> list[str]:
+    names = [reward.name for reward in config.reward]
+    problems = [f"reward {name!r} stands twice; keep one" for name in sorted({n for n in names if names.count(n) > 1})]
+    if not any(reward.use == "train" and reward.weight != 0 for reward in config.reward):
+        problems.append("no reward trains; give one use = \"train\" and a weight that is not 0")
+    problems += [
+        f"evaluation.rewards names {name!r}, which no [[reward]] defines; add it with use = \"watch\"" for name in config.evaluation.rewards if name not in names
+    ]
+    return problems
+
+
+def _sampler_and_objective(config: RunConfig) -> list[str]:
+    rollout, objective = config.rollout, config.learner.objective
+    problems = []
+    window = rollout.window
+    if window.kind in ("first", "random") and window.size > (window.stop or rollout.num_steps) - (window.start if window.kind == "random" else 0):
+        problems.append(f"rollout.window.size={window.size} does not fit its range of the {rollout.num_steps} steps; shorten it")
+    if window.stop is not None and window.stop > rollout.num_steps:
+        problems.append(f"rollout.window.stop={window.stop} lies past rollout.num_steps={rollout.num_steps}; lower it")
+    if isinstance(objective, GrpoConfig):
+        if rollout.kernel == "ode" or window.kind == "none":
+            problems.append("objective grpo trains on stochastic steps, and rollout.kernel='ode' or window.kind='none' makes none; choose flow_sde with a window, or objective nft")
+        if rollout.noise_level == 0:
+            problems.append("objective grpo needs rollout.noise_level > 0; the published value for flow_sde is 0.7")
+        if rollout.kernel == "cps" and _reaches_last(config):
+            problems.append("the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it")
+        if rollout.kernel == "cps" and objective.kl_beta > 0:
+            problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
+        if rollout.snapshot == "behavior":
+            problems.append("objective grpo keeps no behavior snapshot; set rollout.snapshot='live'")
+    if isinstance(objective, NftConfig):
+        if rollout.snapshot != "behavior":
+            problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
+        if objective.timesteps_per_sample > rollout.num_steps:
+            problems.append(f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds rollout.num_steps={rollout.num_steps}; lower it")
+    return problems
+
+
+def _reaches_last(config: RunConfig) -> bool:
+    window, last = config.rollout.window, config.rollout.num_steps
+    if window.kind == "all":
+        return True
+    if window.kind == "first":
+        return window.size >= last
+    return window.kind == "random" and (window.stop or last) >= last
+
+
+def recipe_path(name_or_file: str) -> Path:
+    """Return the TOML file of a recipe name or path. Raises ConfigError naming the shipped recipes."""
+    path = Path(name_or_file)
+    if path.suffix == ".toml":
+        return path
+    shipped = RECIPES / f"{name_or_file}.toml"
+    if not shipped.exists():
+        names = ", ".join(recipe_names())
+        raise ConfigError(f"recipe {name_or_file!r} is not shipped; choose one of {names}, or name a .toml file")
+    return shipped
+
+
+def recipe_names() -> list[str]:
+    """The shipped run recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml") if not path.stem.startswith("pretrain"))
+
+
+def resolve(tables: dict[str, Any], assignments: list[str], source: str) -> RunConfig:
+    """Apply --set assignments and validate; relative paths of shipped files are found from the checkout."""
+    return parse(RunConfig, apply_sets(tables, assignments), source)
+
+
+def load_config(name_or_file: str, assignments: list[str]) -> RunConfig:
+    """Return the resolved configuration of a recipe or file."""
+    path = recipe_path(name_or_file)
+    return resolve(read_toml(path), assignments, str(path))
+
+
+def shipped_path(path: str) -> Path:
+    """A path of the config as a file: as it stands, or from the project's root when it is not there."""
+    given = Path(path)
+    if given.is_absolute() or given.exists():
+        return given
+    return PROJECT / given

@@ -1,0 +1,107 @@
+"""What a run will do, before it does it: roles, batch arithmetic, forwards, disk, balance (`train --dry-run`)."""
+
+from dataclasses import dataclass
+
+from deploy.config import RunConfig
+from learner.config import GrpoConfig, NftConfig
+
+BYTES_PER_FLOAT = 4
+WEBP_BYTES_PER_PIXEL = 1.1  # lossless, of small synthetic pictures and photographs alike: an upper estimate
+LATENT_CHANNELS = 16
+VAE_FACTOR = 8
+BACKWARD_FORWARDS = 3.0  # a trained forward with its backward costs about three forwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The arithmetic of one update."""
+
+    images: int  # P * K
+    minibatch_samples: int  # an optimizer step
+    window: int  # W, stochastic steps kept
+    sampling_forwards: float  # a sample, no-grad forwards
+    learning_forwards: float  # a sample, in units of one no-grad forward
+    group_bytes: int
+    update_bytes: int
+    total_bytes: int
+
+    @property
+    def learner_per_rollout(self) -> float:
+        """Learner devices that keep up with one rollout device of the same kind."""
+        return self.learning_forwards / self.sampling_forwards
+
+
+def window_size(config: RunConfig) -> int:
+    """W of the configured window."""
+    window, steps = config.rollout.window, config.rollout.num_steps
+    return {"none": 0, "all": steps, "drop_last": steps - 1, "first": window.size, "random": window.size}[window.kind]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Derive the plan from the configuration alone; starts nothing."""
+    guided = 2 if config.rollout.guidance_scale > 1 else 1
+    window = window_size(config)
+    latent = LATENT_CHANNELS * (config.model.height // VAE_FACTOR) * (config.model.width // VAE_FACTOR)
+    kept_latents = window + 1 if window else 0
+    sample_bytes = latent * (kept_latents + 1) * BYTES_PER_FLOAT + int(config.model.height * config.model.width * WEBP_BYTES_PER_PIXEL)
+    group_bytes = sample_bytes * config.rollout.group_size
+    images = config.images_per_update
+    return Plan(
+        images=images,
+        minibatch_samples=images // config.learner.optimizer_steps,
+        window=window,
+        sampling_forwards=config.rollout.num_steps * guided,
+        learning_forwards=_learning_forwards(config, window, guided),
+        group_bytes=group_bytes,
+        update_bytes=group_bytes * config.learner.groups_per_update,
+        total_bytes=group_bytes * config.learner.groups_per_update * config.schedule.num_updates,
+    )
+
+
+def _learning_forwards(config: RunConfig, window: int, guided: int) -> float:
+    objective = config.learner.objective
+    if isinstance(objective, NftConfig):
+        reference = 1.0 if objective.kl_beta > 0 else 0.0
+        return objective.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + reference)
+    assert isinstance(objective, GrpoConfig)
+    reference = float(guided) if objective.kl_beta > 0 else 0.0
+    recompute = float(guided) if config.learner.anchor == "recompute" or (config.learner.anchor == "auto" and not _exact(config)) else 0.0
+    unconditional = (1.0 if objective.detach_uncond else BACKWARD_FORWARDS) if guided == 2 else 0.0
+    return window * (BACKWARD_FORWARDS + unconditional + reference + recompute)
+
+
+def _exact(config: RunConfig) -> bool:
+    return config.model.device == "cpu" and config.model.dtype == "float32"
+
+
+def describe(config: RunConfig, *, local: bool) -> list[str]:
+    """The plan as lines: the same ones that a real run writes to its log."""
+    plan = make_plan(config)
+    servers = ", ".join(f"{r.name} x{r.num_servers} ({r.use}, weight {r.weight:g})" for r in config.reward)
+    rollout, learner = config.rollout, config.learner
+    lines = [
+        f"run {config.run.name}, seed {config.run.seed}: {config.schedule.num_updates} updates, max_staleness {config.schedule.max_staleness}",
+        f"roles: {'one process (--local)' if local else 'Ray actors: coordinator, learner,'} rollout x{rollout.num_workers}, rewards {servers}",
+        f"model: {config.model.family} at {config.model.path}, {config.model.dtype} on {config.model.device}, LoRA rank {config.model.lora.rank} alpha {config.model.lora.alpha}",
+        f"sampling: {rollout.num_steps} steps of {rollout.kernel}, guidance {rollout.guidance_scale:g}, window {rollout.window.kind} (W={plan.window}), snapshot {rollout.snapshot}",
+        f"batch: {learner.groups_per_update} groups x {rollout.group_size} samples = {plan.images} images an update, "
+        f"{learner.optimizer_steps} optimizer steps of {plan.minibatch_samples} samples, micro-batches of {learner.micro_batch}",
+        f"disk: {plan.update_bytes / 1e6:.1f} MB an update, {min(plan.total_bytes, config.store.max_bytes) / 1e9:.2f} GB kept at most (cap {config.store.max_bytes / 1e9:.1f} GB)",
+        f"balance: sampling {plan.sampling_forwards:g} forwards an image, learning about {plan.learning_forwards:g}: "
+        f"{plan.learner_per_rollout:.1f} learner devices keep up with one rollout device",
+    ]
+    if rollout.num_workers > 1 and plan.learner_per_rollout * rollout.num_workers > 1.5:
+        lines.append(
+            f"warning: {rollout.num_workers} rollout workers make images faster than one learner device takes them "
+            f"(by about {plan.learner_per_rollout * rollout.num_workers:.1f}x): more of them cannot help"
+        )
+    return lines
+
+
+def disk_gate(config: RunConfig) -> str | None:
+    """The reason why the disk cap cannot hold what recovery needs, or None."""
+    plan = make_plan(config)
+    needed = (config.learner.state_interval + config.schedule.max_staleness + 2) * plan.update_bytes
+    if needed > config.store.max_bytes:
+        return f"store.max_bytes={config.store.max_bytes} cannot hold (state interval + S + 2) updates = {needed} bytes; raise it or lower the group size"
+    return None

@@ -1,0 +1,1 @@
+"""Making the shipped tiny model from nothing: scenes, autoencoder, latents, transformer, export."""

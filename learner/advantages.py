@@ -1,0 +1,146 @@
+"""A batch's scores -> advantages: pure NumPy on the manifest, so that any update can be weighed again offline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError, CorruptFile
+from common.types import FloatArray, Manifest, ManifestGroup
+from learner.config import AdvantageConfig
+
+BoolArray = NDArray[np.bool_]
+DoubleArray = NDArray[np.float64]
+
+FLAT_SPREAD = 1e-8  # a reward whose scored samples differ by no more says nothing about its group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageBatch:
+    """What the scores of one manifest say about each sample."""
+
+    advantages: FloatArray  # [P, K]; 0 where masked; not clipped
+    mask: BoolArray  # [P, K]: kept, and of a group that is not flat: only these samples see a forward
+    flat: BoolArray  # [P]: nothing to learn from the group's spread
+    rewards: FloatArray  # [P, K] weighted sum of the raw train rewards; NaN where a sample is not kept
+
+
+class AdvantageEstimator(Protocol):
+    """A batch's scores -> advantages (architecture, section 9)."""
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """Return the advantages of a manifest's samples.
+
+        Args:
+            manifest: P groups of K samples with raw scores.
+            weights: train reward -> weight; other rewards are only watched.
+
+        Raises:
+            CorruptFile: a sample is marked kept though an applicable train reward did not score it.
+        """
+        ...
+
+    def read_state(self) -> dict[str, float]:
+        """The estimator's history across updates, for the LearnerState; empty when there is none."""
+        ...
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take up a history that `read_state` gave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStd:
+    """A = (r - mean of the group) / (population std of the group + eps), over kept samples (Flow-GRPO, arXiv 2505.05470)."""
+
+    eps: float
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rewards, kept, flat = weigh_scores(manifest, weights)
+        spread = np.array([_std(row[keep]) for row, keep in zip(rewards, kept, strict=True)])
+        return _center(rewards, kept, flat, spread + self.eps)
+
+    def read_state(self) -> dict[str, float]:
+        """No history."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """No history."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalStd:
+    """A = (r - mean of the group) / (population std of all kept samples of the manifest + eps), flat groups included
+    (flow_grpo's `global_std`)."""  # fmt: skip
+
+    eps: float
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rewards, kept, flat = weigh_scores(manifest, weights)
+        return _center(rewards, kept, flat, np.full(len(rewards), _std(rewards[kept]) + self.eps))
+
+    def read_state(self) -> dict[str, float]:
+        """No history."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """No history."""
+
+
+def make_estimator(config: AdvantageConfig) -> AdvantageEstimator:
+    """Return the estimator that the config names."""
+    kinds: dict[str, AdvantageEstimator] = {"group_std": GroupStd(eps=config.eps), "global_std": GlobalStd(eps=config.eps)}
+    return kinds[config.kind]
+
+
+def weigh_scores(manifest: Manifest, weights: Mapping[str, float]) -> tuple[DoubleArray, BoolArray, BoolArray]:
+    """Return the weighted train rewards [P, K] (NaN where not kept), the kept mask [P, K] and the flat flags [P].
+
+    Raises:
+        ConfigError: there is no train reward. CorruptFile: see AdvantageEstimator.
+    """
+    if not weights:
+        raise ConfigError("AdvantageEstimator: no reward trains; give at least one [[reward]] use = \"train\"")
+    kept = np.array([group.kept for group in manifest.groups], dtype=np.bool_)
+    rewards = np.stack([_weigh(group, weights) for group in manifest.groups])
+    if np.isnan(rewards[kept]).any():
+        raise CorruptFile(
+            f"AdvantageEstimator: manifest {manifest.update} keeps a sample that an applicable train reward did not score; "
+            "kept means scored by all of them; run `flowfleet audit` on the run"
+        )
+    flat = np.array([is_flat(group, weights) or sum(group.kept) < 2 for group in manifest.groups], dtype=np.bool_)
+    return np.where(kept, rewards, np.nan), kept, flat
+
+
+def is_flat(group: ManifestGroup, weights: Mapping[str, float]) -> bool:
+    """Say whether every train reward's spread (max - min) over its scored samples is at most 1e-8."""
+    return all(_spread(group.scores[name]) <= FLAT_SPREAD for name in weights if name in group.scores)
+
+
+def _spread(scores: tuple[float | None, ...]) -> float:
+    scored = [score for score in scores if score is not None]
+    return max(scored) - min(scored) if scored else 0.0
+
+
+def _weigh(group: ManifestGroup, weights: Mapping[str, float]) -> DoubleArray:
+    """[K] sum of weight x raw score over the applicable train rewards; NaN where one of them is null."""
+    total = np.zeros(len(group.kept))
+    for name, weight in weights.items():
+        if name in group.scores:
+            total += weight * np.array([np.nan if score is None else score for score in group.scores[name]])
+    return total
+
+
+def _std(rewards: DoubleArray) -> float:
+    return float(np.std(rewards)) if rewards.size else 0.0
+
+
+def _center(rewards: DoubleArray, kept: BoolArray, flat: BoolArray, scale: DoubleArray) -> AdvantageBatch:
+    mask = kept & ~flat[:, None]
+    means = np.array([row[keep].mean() if keep.any() else 0.0 for row, keep in zip(rewards, kept, strict=True)])
+    advantages = np.where(mask, (rewards - means[:, None]) / scale[:, None], 0.0)
+    return AdvantageBatch(advantages=advantages.astype(np.float32), mask=mask, flat=flat, rewards=rewards.astype(np.float32))

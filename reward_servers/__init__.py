@@ -1,0 +1,1 @@
+"""Reward servers: the services that score images."""

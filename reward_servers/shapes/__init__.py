@@ -1,0 +1,1 @@
+"""The `shapes` world: its vocabulary and the classical detector that reads it."""

@@ -1,0 +1,90 @@
+"""Configuration: recipes resolve, mistakes are named with their remedy, plans add up."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config import config_digest
+from common.errors import ConfigError
+from deploy.config import load_config, recipe_names
+from deploy.plan import describe, disk_gate, make_plan
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_resolves_and_plans(name: str) -> None:
+    config = load_config(name, [])
+    assert config.run.name == name
+    assert config.run.about
+    assert make_plan(config).images == config.learner.groups_per_update * config.rollout.group_size
+    assert disk_gate(config) is None
+
+
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key() -> None:
+    with pytest.raises(ConfigError, match=r"tiny-geneval.toml: unknown key 'learner.learnig_rate'; the nearest key is 'learning_rate'"):
+        load_config("tiny-geneval", ["learner.learnig_rate=1e-3"])
+
+
+def test_an_unknown_key_inside_the_objective_is_named() -> None:
+    with pytest.raises(ConfigError, match="kl_bta"):
+        load_config("tiny-geneval", ["learner.objective.kl_bta=0"])
+
+
+def test_set_reaches_list_items_and_keeps_types() -> None:
+    config = load_config("tiny-geneval", ["reward.1.weight=2", 'run.name="other"', "schedule.max_staleness=2"])
+    assert config.reward[1].weight == 2.0
+    assert config.run.name == "other"
+    assert config.schedule.max_staleness == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["learner.groups_per_update=7"], "not a multiple"),
+        (["rollout.snapshot=live"], "behavior"),
+        (["evaluation.rewards=[\"clip_score\"]"], "clip_score"),
+        (["reward.0.use=watch", "reward.1.use=watch"], "no reward trains"),
+        (["reward.1.name=geneval_strict"], "stands twice"),
+        (["learner.objective.timesteps_per_sample=7"], "timesteps_per_sample=7 exceeds"),
+        (["learner.objective={name=\"grpo\"}", "rollout.snapshot=live"], "makes none"),
+        (["reward.9.weight=1"], "no item of a list"),
+        (["nonsense"], "not key=value"),
+        (["rollout.group_size=1"], "rollout.group_size"),
+    ],
+)  # fmt: skip
+def test_sections_that_do_not_fit_are_refused_with_the_reason(sets: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config("tiny-geneval", sets)
+
+
+def test_the_last_step_of_cps_cannot_be_trained() -> None:
+    with pytest.raises(ConfigError, match="cps kernel has no noise at the last step"):
+        load_config("tiny-geneval-grpo", ["rollout.kernel=cps", "rollout.window.kind=all"])
+
+
+def test_a_missing_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="tiny-demo"):
+        load_config("tiny-genevall", [])
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "mine.toml"
+    broken.write_text("[run\n")
+    with pytest.raises(ConfigError, match=r"mine.toml is not TOML"):
+        load_config(str(broken), [])
+
+
+def test_the_papers_recipe_has_the_papers_balance() -> None:
+    """W=9 with guidance and KL, anchors recomputed: 9 x (3 + 1 + 2 + 2) forwards learn what 10 x 2 sampled: 3.6 (architecture, section 10)."""
+    config = load_config("sd35m-ocr", [])
+    assert make_plan(config).learner_per_rollout == pytest.approx(3.6)
+    assert any("more of them cannot help" in line for line in describe(config, local=False))
+
+
+def test_a_disk_cap_below_what_recovery_needs_is_refused() -> None:
+    config = load_config("tiny-geneval", ["store.max_bytes=1000000"])
+    assert "store.max_bytes=1000000 cannot hold" in str(disk_gate(config))
+
+
+def test_the_digest_changes_with_any_value_and_only_then() -> None:
+    one, same, other = (load_config("tiny-geneval", sets) for sets in ([], [], ["run.seed=2"]))
+    assert config_digest(one) == config_digest(same) != config_digest(other)

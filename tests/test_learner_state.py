@@ -1,0 +1,77 @@
+"""LearnerState: bitwise resume (O15), complete or not at all, thinned, refused when damaged."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import CorruptFile
+from learner.config import GrpoConfig, NftConfig
+from learner.state import StateArchive
+from tests.learner_fakes import MemoryFiles
+from tests.test_learner_update import OBJECTIVES, batch_with, flat, learner_of
+
+
+@OBJECTIVES
+def test_six_updates_equal_three_saved_loaded_elsewhere_and_three_more(objective: Any) -> None:
+    whole, first, second = (learner_of(objective=objective, optimizer_steps=2, warmup_steps=5) for _ in range(3))
+    archive = StateArchive(MemoryFiles(), states_kept=2, writer_id="w")
+    for update in range(1, 7):
+        batch = batch_with(whole, update)
+        whole.update(*batch)
+        if update <= 3:
+            first.update(*batch)
+        if update == 3:
+            archive.save(first)
+            archive.load(second, 3)
+        if update > 3:
+            second.update(*batch)
+    assert second.version == whole.version == 6  # O15: bitwise
+    assert torch.equal(flat(second.live), flat(whole.live))
+    assert whole.snapshots.counts == second.snapshots.counts
+    for name, state in whole.snapshots.states.items():
+        assert torch.equal(flat(state), flat(second.snapshots.states[name])), name
+    for key, moments in whole.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(tensor, second.optimizer.state_dict()["state"][key][name]) for name, tensor in moments.items())
+
+
+def test_states_are_thinned_and_partial_folders_do_not_count() -> None:
+    files = MemoryFiles()
+    archive = StateArchive(files, states_kept=2, writer_id="w")
+    learner = learner_of()
+    files.create_exclusive("learner/update_000001/state.dead.safetensors", b"half", writer_id="dead")
+    files.create_exclusive("learner/update_000009/state.dead.safetensors", b"half", writer_id="dead")
+    for update in (2, 3, 4):
+        learner.version = update
+        archive.save(learner)
+    assert archive.complete_updates() == [3, 4]
+    assert {path.split("/")[1] for path in files.list("learner")} == {"update_000003", "update_000004", "update_000009"}
+    assert list(files.content)[-1].endswith("complete.json")  # written last
+    archive.save(learner)  # a replay of equal bytes is no difference
+    assert archive.num_differences == 0
+    learner.live = {name: tensor + 1 for name, tensor in learner.live.items()}
+    before = dict(files.content)
+    archive.save(learner)
+    assert archive.num_differences == 1
+    assert all(files.content[path] == content for path, content in before.items())
+
+
+def test_a_damaged_state_is_refused_with_its_remedy() -> None:
+    files = MemoryFiles()
+    archive = StateArchive(files, states_kept=2, writer_id="w")
+    archive.save(learner_of())
+    path = next(path for path in files.content if path.endswith(".safetensors"))
+    files.content[path] = files.content[path][:-1] + b"!"
+    with pytest.raises(CorruptFile, match="remove that update's folder"):
+        archive.load(learner_of(), 0)
+    files.content["learner/update_000000/complete.json"] = b"{"
+    with pytest.raises(CorruptFile, match="cannot be read"):
+        archive.load(learner_of(), 0)
+
+
+def test_a_state_of_another_objective_is_refused() -> None:
+    files = MemoryFiles()
+    archive = StateArchive(files, states_kept=2, writer_id="w")
+    archive.save(learner_of(objective=NftConfig()))
+    with pytest.raises(CorruptFile, match="behavior"):
+        archive.load(learner_of(objective=GrpoConfig()), 0)
