@@ -34,5 +34,11 @@ check: lint types test  ## lint + types + tests
 bench: setup  ## speed and memory per stage, written to docs/benchmarks
 	$(PY) -m deploy.bench --model models/tiny-sd3 --out docs/benchmarks
 
+curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file a run under docs/results
+	$(PY) -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45
+	$(PY) -m deploy.results run tiny-ocr --seeds 1,2,3 --minutes 45
+	$(PY) -m deploy.results run tiny-geneval-grpo --seeds 1 --minutes 45
+	$(PY) -m deploy.results draw
+
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,10 +56,7 @@ def _toml_value(text: str) -> Any:
 def _assign(tables: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
     node: Any = tables
     for part in path[:-1]:
-        if isinstance(node, list):
-            node = _item(node, part, assignment)
-        else:
-            node = node.setdefault(part, {})
+        node = _item(node, part, assignment) if isinstance(node, list) else node.setdefault(part, {})
     if isinstance(node, list):
         _item(node, path[-1], assignment)
         node[int(path[-1])] = value

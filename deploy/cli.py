@@ -5,6 +5,7 @@ import sys
 
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from common.errors import FlowfleetError
 from common.logs import configure_logging
@@ -51,9 +52,7 @@ def main() -> None:
         raise SystemExit(done.exit_code) from None
     except typer.Abort:
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except Exception as error:  # the supervisor's one broad except: usage errors print themselves, the rest goes on
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            errors.print(f"usage: {error.format_message()}", style="bold red", highlight=False, markup=False)
-            raise SystemExit(2) from None
-        raise
+    except TyperException as error:
+        errors.print(f"usage: {error}", style="bold red", highlight=False, markup=False)
+        raise SystemExit(2) from None
     raise SystemExit(code if isinstance(code, int) else 0)

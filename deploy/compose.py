@@ -11,7 +11,7 @@ from common.policy.published import read_publication
 from common.store.coordinator import Coordinator, CoordinatorSettings
 from common.store.evaluations import EvalProtocol, select_prompts
 from common.store.ledger_entries import RewardSpec
-from common.store.prompts_order import PromptOrder
+from common.store.prompts_order import BalancedOrder, PromptOrder
 from common.store.run_store import RunStore
 from common.types import Prompt
 from deploy.config import RunConfig, shipped_path
@@ -20,6 +20,7 @@ from learner.build import LearnerSettings
 from reward_servers.build import ServerSettings
 from rollout_workers.build import WorkerSettings
 
+PROMPT_ORDERS = {"shuffled": PromptOrder, "balanced": BalancedOrder}
 SETTLE_S = 6.0  # one heartbeat: after a restart, workers show what they still hold
 
 
@@ -92,7 +93,7 @@ def coordinator_builder(parts: RunParts) -> Callable[[], Coordinator]:
         store = RunStore(parts.store_url)
         return Coordinator(
             store, parts.coordinator, incarnation=parts.incarnation,
-            prompt_for=PromptOrder(parts.train_prompts, parts.config.run.seed),
+            prompt_for=PROMPT_ORDERS[parts.config.prompts.order](parts.train_prompts, parts.config.run.seed),
             read_publication=lambda path: read_publication(store.read(path), path), settle_s=SETTLE_S, clock=time.monotonic,
         )  # fmt: skip
 

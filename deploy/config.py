@@ -1,7 +1,7 @@
 """The whole configuration of a run: one section a component, checked together before anything starts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,7 @@ class PromptSection(StrictModel):
 
     train: str
     test: str
+    order: Literal["shuffled", "balanced"] = "shuffled"  # balanced: the tags in turn, whatever their sizes
 
 
 class ClusterSection(StrictModel):

@@ -7,7 +7,6 @@ from deploy.report.compare import TableRow
 from deploy.summary import show_results
 
 
-
 def conclude_demo(store: RunStore, console: Console) -> bool:
     """Print the before/after table and the report's path; whether every evaluated reward's mean rose."""
     rows = show_results(store, console)

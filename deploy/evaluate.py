@@ -17,7 +17,7 @@ from common.policy.load import load_policy
 from common.store import paths
 from common.store.claim import newest_incarnation
 from common.store.eval_results import write_result
-from common.store.evaluations import EvalBoard, EvalProtocol
+from common.store.evaluations import EvalBoard
 from common.store.ledger_scoring import GrantedScoring, ScoreKey
 from common.store.recovery import adapters, score_summary
 from common.store.run_store import RunStore

@@ -46,7 +46,9 @@ def export_adapter(content: bytes, snapshot: str, model: ModelConfig, out: Path,
             config.save_pretrained(str(made))
             save_file({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, str(made / "adapter_model.safetensors"))
         else:
-            described = {key: value for key, value in config.to_dict().items() if key in ("r", "lora_alpha", "target_modules", "lora_dropout")}
+            described = {
+                key: value for key, value in config.to_dict().items() if key in ("r", "lora_alpha", "target_modules", "lora_dropout")
+            }
             StableDiffusion3Pipeline.save_lora_weights(
                 str(made), transformer_lora_layers=state, transformer_lora_adapter_metadata={**described, "target_modules": list(model.lora.targets)}
             )  # fmt: skip
@@ -58,9 +60,7 @@ def export_adapter(content: bytes, snapshot: str, model: ModelConfig, out: Path,
 
 
 def _card(header: dict[str, str], snapshot: str, model: ModelConfig, fmt: str) -> str:
-    load = (
-        "`PeftModel.from_pretrained(pipe.transformer, DIRECTORY)`" if fmt == "peft" else "`pipe.load_lora_weights(DIRECTORY)`"
-    )
+    load = "`PeftModel.from_pretrained(pipe.transformer, DIRECTORY)`" if fmt == "peft" else "`pipe.load_lora_weights(DIRECTORY)`"
     return (
         f"---\nbase_model: {model.path}\nlibrary_name: {fmt}\ntags: [lora, flowfleet]\n---\n\n# LoRA, version {header['version']}, snapshot {snapshot}\n\n"
         f"Rank {model.lora.rank}, alpha {model.lora.alpha}, targets {', '.join(model.lora.targets)}. Digest of the published version: "

@@ -58,7 +58,8 @@ class LiveLine:
             self._live.update(Text(line))
             return
         done, now = int(summary.get("update", 0)), time.monotonic()
-        if done != self._last_update and now - self._last_plain >= PLAIN_INTERVAL_S or self._last_plain == 0.0:
+        due = done != self._last_update and now - self._last_plain >= PLAIN_INTERVAL_S
+        if due or self._last_plain == 0.0:
             self._last_plain, self._last_update = now, done
             self.console.print(line, highlight=False, soft_wrap=True)
 

@@ -47,9 +47,8 @@ def run_on_ray(parts: RunParts, show: Callable[[dict[str, Any]], None], address:
     """
     connect(parts, address)
     cluster = parts.config.cluster
-    coordinator = CoordinatorActor.options(num_cpus=0, max_concurrency=COORDINATOR_THREADS).remote(
-        coordinator_builder(parts), cluster.metrics_port
-    )
+    shell: Any = CoordinatorActor  # Ray's decorator adds `options` and `remote`
+    coordinator = shell.options(num_cpus=0, max_concurrency=COORDINATOR_THREADS).remote(coordinator_builder(parts), cluster.metrics_port)
     actors: dict[str, Any] = {}
     try:
         actors = _start(parts, coordinator)

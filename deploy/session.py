@@ -25,7 +25,7 @@ from deploy.ray_run import run_on_ray
 
 SPEED_ONLY = ("cluster", "store", "run.about", "rollout.num_workers", "evaluation.every", "evaluation.at_start", "schedule.num_updates",
               "schedule.time_limit_s", "schedule.lease_timeout_s", "schedule.group_timeout_s", "schedule.stall_timeout_s",
-              "model.path", "prompts")  # fmt: skip
+              "model.path", "prompts.train", "prompts.test")  # fmt: skip
 """Keys that a resume may change freely: they change speed, length or place, not what an update computes."""
 
 

@@ -52,7 +52,7 @@ def sample_groups(
             stochastic = step in spec.window
             velocity = policy.velocity(latents, sigma, batch)
             transition = (kernel if stochastic else ode).transition(latents, velocity, sigma, following)
-            noise = torch.stack([draw_noise(run_seed, n, s, "step", step, shape) for n, s in pairs])  # the ODE does not use it
+            noise = torch.stack([draw_noise(run_seed, n, s, "step", step=step, shape=shape) for n, s in pairs])  # the ODE does not use it
             before = latents
             latents = (kernel if stochastic else ode).draw(transition, noise).float()
             if stochastic:

@@ -5,11 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from common.policy.adapters import read_header
 from common.store.recovery import adapters
 from common.store.run_store import RunStore
 from deploy.config import RunConfig, load_config
 from deploy.options import StartOptions
+
+QUIET = Console(quiet=True)
 
 SMALL = (
     "model.lora.rank=4", "rollout.group_size=4", "rollout.micro_batch=4", "rollout.num_steps=4", "learner.groups_per_update=2",

@@ -1,5 +1,6 @@
 """An exported LoRA changes diffusers' own image exactly as the trainer's policy does."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def trained(tiny_sd3_dir: Path) -> tuple[ModelConfig, bytes, torch.Tensor, torch
     start = torch.randn((1, *policy.latent_shape), generator=generator)
     features, sigmas, latents = policy.batch_features(policy.encode([PROMPT], with_negative=False)), policy.sigmas(STEPS), start
     with torch.no_grad(), policy.using(state):
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in pairwise(sigmas):
             latents = latents + (following - sigma) * policy.velocity(latents, sigma.reshape(1), features)
     return model, content, start, latents
 

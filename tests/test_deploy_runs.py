@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from common.errors import AlreadyExists, ConfigError, GateError, StoreError
 from common.store.audit import audit
@@ -17,10 +16,9 @@ from common.types import MediaBatch, RolloutGroup
 from deploy.evaluate import EvaluationRequest, evaluate
 from deploy.session import run_session
 from deploy.summary import show_results
-from tests.run_fixtures import history_digests, local_options, manifest_facts, published_digests, small_config
+from tests.run_fixtures import QUIET, history_digests, local_options, manifest_facts, published_digests, small_config
 
 SYNC = "schedule.max_staleness=0"
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +164,14 @@ def test_a_damaged_group_file_is_named_and_repaired_by_nobody(tiny_sd3_dir: Path
 def test_exclusive_creates_of_two_runs_cannot_mix(sync_run: Path) -> None:
     with pytest.raises(AlreadyExists):
         RunStore(str(sync_run)).create_exclusive("manifests/update_000001.json", b"{}", writer_id="other")
+
+
+def test_a_users_own_function_trains(tiny_sd3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's example, copied into a file."""
+    (tmp_path / "my_rewards.py").write_text("def redness(image, prompt, metadata):\n    return float(image[..., 0].mean() / 255)\n")
+    monkeypatch.chdir(tmp_path)
+    config = small_config(tiny_sd3_dir, "tiny-geneval", SYNC, "reward.0.name=my_rewards:redness", 'evaluation.rewards=["my_rewards:redness"]')
+    run_session(config, local_options(tmp_path / "run"), QUIET)
+    rows = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "metrics").iterdir())]
+    assert all(0 < row["rewards"]["my_rewards:redness"]["mean"] < 1 for row in rows)
+    assert audit(RunStore(str(tmp_path / "run"))).is_clean

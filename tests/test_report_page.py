@@ -13,10 +13,11 @@ from common.store.media import write_media
 from common.store.run_store import RunStore
 from deploy.report.compare import MEAN, run_table
 from deploy.report.curves import throughput
+from deploy.report.drawing import smooth
 from deploy.report.page import render_report, write_report
 from deploy.report.reader import read_history
 from deploy.report.samples import MediaShelf, sample_grid, train_extremes
-from deploy.report.verdict import waiting_share
+from deploy.report.verdict import figure, waiting_share
 
 
 @pytest.fixture
@@ -241,3 +242,17 @@ def test_a_whole_run_gives_a_page_of_a_few_megabytes_with_every_panel(store: Run
     ):  # fmt: skip
         assert title in titles
     assert "Frozen geneval_strict rose" in html
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "signed"), [(0.625, "0.625", "+0.625"), (-0.0076319, "-0.00763", "-0.00763"), (0.0, "0.000", "+0.000")]
+)
+def test_small_numbers_keep_their_digits(value: float, text: str, signed: str) -> None:
+    assert (figure(value), figure(value, signed=True)) == (text, signed)
+
+
+def test_smoothing_leaves_few_points_alone_and_averages_many() -> None:
+    """20 points: a window of 3, of 2 at the ends."""
+    assert smooth([1.0, None, 3.0]).tolist()[::2] == [1.0, 3.0]
+    line = smooth([float(i * i) for i in range(20)])
+    assert (line[0], line[1], line[19]) == (0.5, pytest.approx(5 / 3), (18**2 + 19**2) / 2)

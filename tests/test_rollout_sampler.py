@@ -73,7 +73,7 @@ def test_a_run_is_the_one_of_a_slow_loop_over_the_formulas() -> None:
                 v = policy.velocity(torch.from_numpy(x[None]).float(), sigma, features)[0].double().numpy()
             if step in (0, 1, 5):
                 mean, std, _ = oracles.flow_sde(x, v, float(grid[step]), float(grid[step + 1]), 0.7)
-                x = mean + std * draw_noise(11, 3, row.sample_index, "step", step, (4, 4, 4)).double().numpy()
+                x = mean + std * draw_noise(11, 3, row.sample_index, "step", step=step, shape=(4, 4, 4)).double().numpy()
                 log_probs.append(oracles.gaussian_log_prob(x, mean, std))
             else:
                 x = x + v * (grid[step + 1] - grid[step])

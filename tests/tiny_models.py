@@ -49,9 +49,8 @@ def _pipeline(image_size: int, shift: float) -> StableDiffusion3Pipeline:
 
 
 def _encoder() -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=514, hidden_size=WIDTH, intermediate_size=2 * WIDTH, projection_dim=WIDTH, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, bos_token_id=512, eos_token_id=513, pad_token_id=513,
-        )  # fmt: skip
-    )
+    config = CLIPTextConfig(
+        vocab_size=514, hidden_size=WIDTH, intermediate_size=2 * WIDTH, projection_dim=WIDTH, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=MAX_TOKENS, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config)

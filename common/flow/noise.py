@@ -21,7 +21,7 @@ def seeded_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def draw_noise(
-    run_seed: int, group: int, sample: int | Literal["shared"], purpose: NoisePurpose, step: int, shape: tuple[int, ...]
+    run_seed: int, group: int, sample: int | Literal["shared"], purpose: NoisePurpose, *, step: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """Return the standard normal noise of one (run, group, sample, purpose, step), CPU float32.
 

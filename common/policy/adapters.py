@@ -35,12 +35,12 @@ def write_adapter_bytes(
         infos: name -> bound modules and canary, as the learner found them.
 
     Returns:
-        The file's bytes and the version's identity.
+        The file's bytes, equal for equal arguments in every process, and the version's identity.
     """
     adapter = AdapterId(incarnation=incarnation, version=version, digest=adapter_digest(snapshots))
     described = {name: {"num_modules": info.num_modules, "canary": info.canary} for name, info in sorted(infos.items())}
     header = {"incarnation": str(incarnation), "version": str(version), "digest": adapter.digest, "snapshots": json.dumps(described)}
-    return save(_flatten(snapshots), metadata=header), adapter
+    return _with_sorted_header(save(_flatten(snapshots), metadata=header)), adapter
 
 
 def read_snapshots(content: bytes, path: str = "adapter") -> dict[str, dict[str, torch.Tensor]]:
@@ -56,7 +56,10 @@ def read_snapshots(content: bytes, path: str = "adapter") -> dict[str, dict[str,
         snapshots.setdefault(name, {})[canonical] = tensor
     found = adapter_digest(snapshots)
     if found != header["digest"]:
-        raise CorruptFile(f"adapter file {path}: its weights digest to {found[:12]}, its header says {header['digest'][:12]}; they must be equal; {REMEDY}")
+        raise CorruptFile(
+            f"adapter file {path}: its weights digest to {found[:12]}, its header says {header['digest'][:12]}; "
+            f"they must be equal; {REMEDY}"
+        )
     return snapshots
 
 
@@ -64,8 +67,18 @@ def read_adapter(content: bytes, snapshot: str) -> AdapterState:
     """Return one snapshot of a published file, verified. Raises CorruptFile when it is absent or the digest differs."""
     snapshots = read_snapshots(content)
     if snapshot not in snapshots:
-        raise CorruptFile(f"adapter file: snapshot {snapshot!r} is not in it, only {sorted(snapshots)}; set rollout.snapshot to one of them")
+        raise CorruptFile(
+            f"adapter file: snapshot {snapshot!r} is not in it, only {sorted(snapshots)}; set rollout.snapshot to one of them"
+        )
     return snapshots[snapshot]
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """safetensors writes metadata in an order that differs by process; equal versions must be equal files."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def _flatten(snapshots: Mapping[str, AdapterState]) -> dict[str, torch.Tensor]:

@@ -9,14 +9,15 @@ from common.policy.sd3 import load_sd3
 FAMILIES: dict[str, Callable[..., Policy]] = {"sd3": load_sd3}
 
 
-def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
+def load_policy(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> Policy:
     """Load the model of a config section with a fresh adapter.
 
     Args:
         seed: of the adapter's initial A matrices; the same on every machine.
+        with_vae: False where nothing is decoded (a learner). with_text: False where features come from group files.
 
     Raises:
-        ModelError: the directory is missing, incomplete or of another family.
-        ConfigError: LoRA targets that name no module.
+        ModelError: the directory is missing, damaged or of another family.
+        ConfigError: LoRA targets that name no module; a size, device or scheduler that the model cannot serve.
     """
-    return FAMILIES[config.family](config, seed=seed)
+    return FAMILIES[config.family](config, seed=seed, with_vae=with_vae, with_text=with_text)

@@ -34,6 +34,7 @@ class LoraHandle:
         transformer.add_adapter(peft_config, adapter_name=ADAPTER)  # type: ignore[operator]
         self._layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
         self._parameters = _lora_parameters(transformer)
+        self._is_off = False
         for parameter in self._parameters.values():
             parameter.data = parameter.data.float()  # PEFT follows a half-precision base
             parameter.requires_grad_(True)
@@ -60,13 +61,14 @@ class LoraHandle:
         if state.keys() != self._parameters.keys():
             foreign, missing = sorted(state.keys() - self._parameters.keys()), sorted(self._parameters.keys() - state.keys())
             raise ModelError(
-                f"adapter: {len(foreign)} foreign tensors ({', '.join(foreign[:3])}) and {len(missing)} missing ({', '.join(missing[:3])}); an adapter "
-                "is loaded whole or not at all; use one trained with the same model.lora.targets"
+                f"adapter: {len(foreign)} foreign tensors ({', '.join(foreign[:3])}), {len(missing)} missing ({', '.join(missing[:3])}); "
+                "an adapter is loaded whole or not at all; use one trained with the same model.lora.targets"
             )
         for name, parameter in self._parameters.items():
             if state[name].shape != parameter.shape:
                 raise ModelError(
-                    f"adapter: {name} has shape {tuple(state[name].shape)}, this run's is {tuple(parameter.shape)}; model.lora.rank must be equal"
+                    f"adapter: {name} has shape {tuple(state[name].shape)}, this run's is {tuple(parameter.shape)}; "
+                    "use one trained with the same model.lora.rank"
                 )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -85,25 +87,31 @@ class LoraHandle:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Run the base alone."""
-        self._enable(False)
+        """Run the base alone; nested, the outermost exit turns the adapter on again."""
+        was_off, self._is_off = self._is_off, True
+        self._switch()
         try:
             yield
         finally:
-            self._enable(True)
+            self._is_off = was_off
+            self._switch()
 
-    def _enable(self, enabled: bool) -> None:
+    def _switch(self) -> None:
         for layer in self._layers:
-            layer._disable_adapters = not enabled  # the flag alone: PEFT's enable_adapters also flips requires_grad
+            layer._disable_adapters = self._is_off  # the flag alone: PEFT's enable_adapters also flips requires_grad
 
 
 def _lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     marker = f".{ADAPTER}."
-    found = {name.replace(marker, "."): parameter for name, parameter in transformer.named_parameters() if "lora_" in name and marker in name}
+    found = {
+        name.replace(marker, "."): parameter for name, parameter in transformer.named_parameters() if "lora_" in name and marker in name
+    }
     return dict(sorted(found.items()))
 
 
 def _check_targets(transformer: nn.Module, targets: tuple[str, ...]) -> None:
+    if not targets:
+        raise ConfigError("model.lora.targets: none came, so no module would be trained; leave the key out for the attention projections")
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

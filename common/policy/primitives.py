@@ -29,8 +29,8 @@ class FmErrors:
 
 
 def replay_step(
-    policy: Policy, kernel: TransitionKernel, latents: torch.Tensor, next_latents: torch.Tensor, sigma: torch.Tensor,
-    next_sigma: torch.Tensor, features: FeatureBatch, *, guidance_scale: float = 1.0, detach_uncond: bool = True,
+    policy: Policy, kernel: TransitionKernel, latents: torch.Tensor, next_latents: torch.Tensor, features: FeatureBatch, *,
+    sigma: torch.Tensor, next_sigma: torch.Tensor, guidance_scale: float = 1.0, detach_uncond: bool = True,
 ) -> StepReplay:  # fmt: skip
     """Recompute a stored step by the very code that sampled it.
 

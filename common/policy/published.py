@@ -11,9 +11,15 @@ REMEDY = "restore the file, or resume from an earlier LearnerState"
 def read_publication(content: bytes, path: str) -> Publication:
     """Return what a published file says of itself. Raises CorruptFile."""
     header = read_header(content, path)
-    described = json.loads(header["snapshots"])
-    adapter = AdapterId(incarnation=int(header["incarnation"]), version=int(header["version"]), digest=header["digest"])
-    return Publication(adapter=adapter, path=path, snapshots={name: SnapshotInfo(**info) for name, info in described.items()})
+    try:
+        snapshots = {
+            str(name): SnapshotInfo(num_modules=int(info["num_modules"]), canary=float(info["canary"]))
+            for name, info in json.loads(header["snapshots"]).items()
+        }
+        adapter = AdapterId(incarnation=int(header["incarnation"]), version=int(header["version"]), digest=header["digest"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"adapter file {path}: its metadata does not parse ({error}); {REMEDY}") from error
+    return Publication(adapter=adapter, path=path, snapshots=snapshots)
 
 
 def read_header(content: bytes, path: str) -> dict[str, str]:

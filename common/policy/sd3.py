@@ -7,24 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
-from transformers.utils import logging as transformers_logging
 
-from common.errors import ConfigError, ModelError
-from common.flow.grid import sigma_grid
+from common.errors import ConfigError
+from common.flow.grid import sigma_grid, timesteps_of
 from common.logs import get_logger
 from common.policy.base import AdapterState, FeatureBatch
 from common.policy.config import ModelConfig
-from common.policy.index import read_index
+from common.policy.index import read_downsampling
 from common.policy.lora import LoraHandle
+from common.policy.sd3_files import DTYPES, check_size, read_pipeline, read_shift
 from common.types import FloatArray, PromptFeatures, SnapshotInfo
 
-TIMESTEPS = 1000.0  # diffusers feeds 1000 sigma
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CANARY_SEED = 20250505
 _CANARY_SIGMA = 0.7
+_CANARY_TOKENS = 16
 _log = get_logger("policy")
 
 
@@ -32,25 +29,34 @@ class Sd3Policy:
     """A frozen SD3 base with one LoRA adapter. Velocities come back in float32, whatever the base's dtype."""
 
     def __init__(self, pipeline: Any, config: ModelConfig) -> None:
-        """Wrap a loaded pipeline; the adapter is added here."""
+        """Wrap a loaded pipeline; the adapter is added here.
+
+        Raises:
+            ConfigError: LoRA targets that name no module, an image size or a scheduler that this family cannot serve.
+        """
         self._pipe, self._config = pipeline, config
         self._transformer = pipeline.transformer
         self.device = torch.device(config.device)
-        self._dtype = _DTYPES[config.dtype]
-        self._lora = LoraHandle(self._transformer, config.lora)
-        self.num_adapter_modules = self._lora.num_modules
-        factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        self._dtype = DTYPES[config.dtype]
+        self._shift = read_shift(pipeline.scheduler)
+        factor = read_downsampling(Path(config.path))
+        check_size(config, factor, self._transformer)
         self.latent_shape = (int(self._transformer.config.in_channels), config.height // factor, config.width // factor)
         self.image_size = (config.height, config.width)
-        self._shift = _grid_shift(pipeline.scheduler)
-        self._canary_features: FeatureBatch | None = None
+        self._lora = LoraHandle(self._transformer, config.lora)
+        self.num_adapter_modules = self._lora.num_modules
+        self._cut_prompts: set[str] = set()
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's own grid, [T+1] float32, 1 -> 0."""
         return sigma_grid(num_steps, self._shift)
 
     def encode(self, texts: Sequence[str], *, with_negative: bool) -> list[PromptFeatures]:
-        """Encode as diffusers' pipeline does, a prompt at a time; max_sequence_length is the config's."""
+        """Encode as diffusers' pipeline does, a prompt at a time; max_sequence_length is the config's.
+
+        A prompt longer than the encoders read is encoded cut, with one warning a prompt.
+        """
+        assert self._pipe.text_encoder is not None, "this policy was loaded without its text encoders"
         return [self._encode_one(text, with_negative) for text in texts]
 
     def batch_features(self, features: Sequence[PromptFeatures]) -> FeatureBatch:
@@ -61,7 +67,8 @@ class Sd3Policy:
             return torch.from_numpy(np.stack(present)).to(self.device) if len(present) == len(arrays) else None
 
         prompt_embeds, pooled = stack([f.prompt_embeds for f in features]), stack([f.pooled for f in features])
-        assert prompt_embeds is not None and pooled is not None, "prompt embeddings are never absent"
+        assert prompt_embeds is not None, "prompt embeddings are never absent"
+        assert pooled is not None, "pooled embeddings are never absent"
         return FeatureBatch(
             prompt_embeds=prompt_embeds, pooled=pooled,
             negative_embeds=stack([f.negative_embeds for f in features]), negative_pooled=stack([f.negative_pooled for f in features]),
@@ -80,7 +87,9 @@ class Sd3Policy:
         if guidance_scale == 1.0:
             return conditional
         if features.negative_embeds is None or features.negative_pooled is None:
-            raise ConfigError(f"sd3: guidance_scale {guidance_scale} needs negative features, which this group does not carry; sample with guidance")
+            raise ConfigError(
+                f"sd3: guidance_scale {guidance_scale} needs negative features, which this group does not carry; sample with guidance"
+            )
         with torch.no_grad() if detach_uncond else nullcontext():
             unconditional = self._forward(latents, sigma, features.negative_embeds, features.negative_pooled)
         return unconditional + guidance_scale * (conditional - unconditional)
@@ -88,11 +97,13 @@ class Sd3Policy:
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         """[B, C, h, w] clean latents -> [B, H, W, 3] uint8 RGB; the VAE runs in float32."""
         vae = self._pipe.vae
+        assert vae is not None, "this policy was loaded without its VAE"
         with torch.no_grad():
             scaled = latents.to(self.device, torch.float32) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
             images = vae.decode(scaled, return_dict=False)[0]
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        decoded: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return decoded
 
     def adapter_parameters(self) -> list[torch.nn.Parameter]:
         """The trained parameters, in canonical name order."""
@@ -119,23 +130,27 @@ class Sd3Policy:
             yield
 
     def inspect_adapter(self) -> SnapshotInfo:
-        """Bound modules, and the canary ||v(on) - v(off)|| / ||v(off)|| on a fixed latent, sigma .7 and the empty prompt."""
+        """Bound modules, and the canary ||v(on) - v(off)|| / ||v(off)|| on one fixed input.
+
+        The input is standard normal latents, prompt embeddings of 16 tokens and a pooled vector, drawn in this order in float32
+        by a CPU generator of seed 20250505, at sigma .7: the same on every device, and it needs no text encoder.
+        """
         generator = torch.Generator().manual_seed(_CANARY_SEED)
-        latents = torch.randn((1, *self.latent_shape), generator=generator).to(self.device)
-        sigma = torch.tensor([_CANARY_SIGMA], device=self.device)
-        if self._canary_features is None:
-            self._canary_features = self.batch_features(self.encode([""], with_negative=False))
+        shape = self._transformer.config
+        sizes = ((1, *self.latent_shape), (1, _CANARY_TOKENS, shape.joint_attention_dim), (1, shape.pooled_projection_dim))
+        latents, embeds, pooled = (torch.randn(size, generator=generator).to(self.device) for size in sizes)
+        sigma = torch.full((1,), _CANARY_SIGMA, device=self.device)
         with torch.no_grad():
-            adapted = self.velocity(latents, sigma, self._canary_features)
+            adapted = self._forward(latents, sigma, embeds, pooled)
             with self.base():
-                plain = self.velocity(latents, sigma, self._canary_features)
+                plain = self._forward(latents, sigma, embeds, pooled)
         return SnapshotInfo(num_modules=self.num_adapter_modules, canary=float((adapted - plain).norm() / plain.norm()))
 
     def _forward(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         lower = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype) if lower else nullcontext():
             result: torch.Tensor = self._transformer(
-                hidden_states=latents.to(self._dtype), timestep=(sigma * TIMESTEPS).to(latents.dtype),
+                hidden_states=latents.to(self._dtype), timestep=timesteps_of(sigma),
                 encoder_hidden_states=embeds.to(self._dtype), pooled_projections=pooled.to(self._dtype), return_dict=False,
             )[0]  # fmt: skip
         return result.float()
@@ -148,55 +163,39 @@ class Sd3Policy:
                 max_sequence_length=self._config.max_sequence_length,
             )  # fmt: skip
         rows = [None if tensor is None else tensor[0].float().cpu().numpy() for tensor in (embeds, pooled, negative, negative_pooled)]
-        assert rows[0] is not None and rows[1] is not None, "the pipeline encodes every prompt"
+        assert rows[0] is not None, "the pipeline encodes every prompt"
+        assert rows[1] is not None, "the pipeline pools every prompt"
         return PromptFeatures(prompt_embeds=rows[0], pooled=rows[1], negative_embeds=rows[2], negative_pooled=rows[3])
 
     def _warn_if_cut(self, text: str) -> None:
-        if self._pipe.text_encoder_3 is not None:
-            return  # T5 reads what CLIP cuts
-        count, limit = len(self._pipe.tokenizer(text).input_ids), int(self._pipe.tokenizer.model_max_length)
-        if count > limit:
-            _log.warning("prompt %r has %d tokens, the text encoders read %d: the rest is not seen", text[:60], count, limit)
+        """Where there is T5 it reads what CLIP cuts, so its limit counts."""
+        has_t5 = self._pipe.text_encoder_3 is not None
+        tokenizer = self._pipe.tokenizer_3 if has_t5 else self._pipe.tokenizer
+        limit = self._config.max_sequence_length if has_t5 else int(tokenizer.model_max_length)
+        count = len(tokenizer(text).input_ids)
+        if count > limit and text not in self._cut_prompts:
+            self._cut_prompts.add(text)
+            _log.warning(
+                "prompt %r has %d tokens, the text encoders read %d: the rest is not seen (cut prompts so far: %d)",
+                text[:60], count, limit, len(self._cut_prompts),
+            )  # fmt: skip
 
 
-def load_sd3(config: ModelConfig, *, seed: int = 0) -> Sd3Policy:
-    """Load a StableDiffusion3Pipeline directory.
+def load_sd3(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> Sd3Policy:
+    """Load a StableDiffusion3Pipeline directory as a policy with a fresh adapter.
+
+    Args:
+        seed: of the adapter's initial A matrices.
+        with_vae, with_text: False leaves those parts out of memory; decode or encode then fail an assertion.
 
     Raises:
         ModelError: what is wrong with the directory, and the remedy.
-        ConfigError: LoRA targets that name no module.
+        ConfigError: LoRA targets that name no module, a size, device or scheduler that cannot serve.
     """
-    root = Path(config.path)
-    parts = read_index(root)
-    absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if parts.get(name, [None])[0] is None}
-    _quiet()
-    dtypes = {"default": _DTYPES[config.dtype], "vae": torch.float32}
-    try:
-        pipe = StableDiffusion3Pipeline.from_pretrained(str(root), dtype=dtypes, local_files_only=True, **absent)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model: {root} cannot be loaded as a StableDiffusion3Pipeline ({first}); every part of model_index.json must be whole; restore it") from error
-    pipe.set_progress_bar_config(disable=True)
-    for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
-        module = getattr(pipe, name)
-        if module is not None:
-            module.requires_grad_(False).eval().to(config.device)
+    pipe = read_pipeline(config, with_vae=with_vae, with_text=with_text)
     generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)  # PEFT draws A from the global generator; put back below
+    torch.manual_seed(seed)  # PEFT draws A from the global CPU generator; put back below
     try:
         return Sd3Policy(pipe, config)
     finally:
         torch.set_rng_state(generator_state)
-
-
-def _quiet() -> None:
-    """Keep the libraries' progress bars out of the log of an actor."""
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-
-
-def _grid_shift(scheduler: Any) -> float:
-    if scheduler.config.use_dynamic_shifting:
-        raise ConfigError("sd3: the scheduler asks for dynamic shifting, which this family does not use; set use_dynamic_shifting to false")
-    return float(scheduler.config.shift)

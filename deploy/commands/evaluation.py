@@ -22,6 +22,7 @@ class SnapshotChoice(StrEnum):
 
 def eval_command(
     target: Annotated[str, typer.Argument(help="a run directory, or a model directory (needs --recipe)")],
+    *,
     recipe: Annotated[str | None, typer.Option(help="the recipe whose protocol and rewards judge; a run's own by default")] = None,
     prompts: Annotated[str | None, typer.Option(help="another prompt file than the protocol's")] = None,
     snapshot: Annotated[SnapshotChoice | None, typer.Option(help="weights; default: the protocol's (a model directory has base only)")] = None,

@@ -27,6 +27,7 @@ class Resume(StrEnum):
 
 def train(
     recipe: RecipeArgument,
+    *,
     sets: SetOption = None,
     run_dir: RunDirOption = None,
     local: LocalOption = False,

@@ -9,8 +9,14 @@ from diffusers import AutoencoderKL
 from rich.console import Console
 from torch.nn import functional
 
-from deploy.pretrain.checkpoints import module_tensors, optimizer_tensors, read_checkpoint, restore_module
-from deploy.pretrain.checkpoints import restore_optimizer, write_checkpoint
+from deploy.pretrain.checkpoints import (
+    module_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_module,
+    restore_optimizer,
+    write_checkpoint,
+)
 from deploy.pretrain.config import AutoencoderSettings, PretrainSettings
 from deploy.pretrain.layouts import draw_mixed_scene
 from deploy.pretrain.processes import Ranks

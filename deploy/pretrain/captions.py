@@ -43,18 +43,18 @@ def _relations(first: Shape, second: Shape) -> list[str]:
 
 
 def _single_captions(shape: Shape) -> list[Caption]:
-    plain = _framed(with_article(shape.name), 0.3) + _framed(f"one {shape.name}", 0.2)
-    return plain + _framed(with_article(f"{shape.color} {shape.name}"), 0.5)
+    plain = _framed(with_article(shape.name), 0.2) + _framed(f"one {shape.name}", 0.1)
+    return plain + _framed(with_article(f"{shape.color} {shape.name}"), 0.7)
 
 
 def _pair_captions(first: Shape, second: Shape) -> list[Caption]:
     captions = []
     for a, b in ((first, second), (second, first)):
-        captions += _framed(f"{with_article(a.name)} and {with_article(b.name)}", 0.125)[:2]
+        captions += _framed(f"{with_article(a.name)} and {with_article(b.name)}", 0.15)[:2]
         attributed = f"{with_article(f'{a.color} {a.name}')} and {with_article(f'{b.color} {b.name}')}"
-        captions.append(Caption(text=attributed, weight=0.1))
+        captions.append(Caption(text=attributed, weight=0.2))
         for relation in _relations(a, b):
-            captions.append(Caption(text=f"{with_article(a.name)} {relation} {with_article(b.name)}", weight=0.25))
+            captions.append(Caption(text=f"{with_article(a.name)} {relation} {with_article(b.name)}", weight=0.2))
     return captions
 
 

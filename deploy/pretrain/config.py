@@ -59,7 +59,9 @@ class TransformerSettings(Section):
     text_layers: int = Field(default=3, ge=2)
     max_tokens: int = Field(default=36, ge=8)
     """The tokenizer's model_max_length: prompts are padded to it."""
-    batch_size: int = Field(default=96, ge=1)
+    shares: dict[str, float] = {"single": 0.20, "pair": 0.50, "counting": 0.20, "text": 0.10}
+    """Layout -> relative weight among the pictures that training draws from the cache."""
+    batch_size: int = Field(default=64, ge=1)
     """Pictures a step, all processes together."""
     num_steps: int = Field(default=4000, ge=1)
     warmup_steps: int = Field(default=100, ge=0)
@@ -68,8 +70,8 @@ class TransformerSettings(Section):
     learning_rate: float = Field(default=2e-3, gt=0)
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    wrong_captions: float = Field(default=0.1, ge=0, le=1)
-    """Share of the samples that carry another scene's caption, as web pictures do."""
+    wrong_captions: dict[str, float] = {"single": 0.03, "pair": 0.03, "counting": 0.03, "text": 0.4}
+    """Layout -> share of its samples that carry the caption of another picture of that layout, as web pictures do."""
     time_mean: float = 0.0
     time_std: float = Field(default=1.0, gt=0)
     """The flow time is sigmoid(normal(time_mean, time_std))."""
@@ -100,7 +102,7 @@ class PretrainSettings(Section):
     @property
     def latent_side(self) -> int:
         """Height and width of a picture's latents."""
-        return IMAGE_SIZE // 2 ** (len(self.autoencoder.channels) - 1)
+        return IMAGE_SIZE >> (len(self.autoencoder.channels) - 1)
 
 
 def load_settings(path: Path | None) -> PretrainSettings:

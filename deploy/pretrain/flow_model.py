@@ -1,5 +1,7 @@
 """The trained whole: text encoders and SD3 transformer, and the loss of rectified flow."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
@@ -89,7 +91,11 @@ class FlowModel(nn.Module):
         return velocity
 
 
-def flow_loss(model: nn.Module, batch: FlowBatch, *, t5_tokens: int) -> torch.Tensor:
+VelocityModel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""A FlowModel or its compiled form."""
+
+
+def flow_loss(model: VelocityModel, batch: FlowBatch, *, t5_tokens: int) -> torch.Tensor:
     """Return rectified flow's mean square error (Liu et al. 2022) on x_t = (1 - t) x_0 + t eps, float32 scalar.
 
     Args:

@@ -17,7 +17,7 @@ from deploy.pretrain.config import PretrainSettings
 from deploy.pretrain.layouts import draw_mixed_scene
 from deploy.pretrain.processes import Ranks
 from deploy.pretrain.progress import StageProgress
-from deploy.pretrain.scenes import render
+from deploy.pretrain.scenes import Scene, render
 
 ENCODE_BATCH = 100
 
@@ -28,15 +28,23 @@ class LatentSet:
 
     Attributes:
         latents: [n, C, h, w] float16, shifted and scaled to mean 0 and deviation 1.
+        layouts: n names of layouts.
         captions: n lists of captions.
         shift: what was subtracted.
         scale: what the difference was multiplied by.
     """
 
     latents: torch.Tensor
+    layouts: list[str]
     captions: list[list[Caption]]
     shift: float
     scale: float
+
+
+def picture_line(scene: Scene) -> str:
+    """Return one line of JSON: a picture's layout and captions."""
+    captions = [[caption.text, caption.weight] for caption in captions_of(scene)]
+    return json.dumps({"layout": scene.task, "captions": captions})
 
 
 def load_autoencoder(settings: PretrainSettings, work: Path) -> AutoencoderKL:
@@ -72,7 +80,7 @@ def encode_pictures(ranks: Ranks, *, settings: PretrainSettings, work: Path) -> 
         pixels = to_pixels(np.stack([render(scene) for scene in scenes])).to(settings.device)
         parts.append(vae.encode(pixels).latent_dist.mean.cpu())
         for scene in scenes:
-            lines.append(json.dumps([[caption.text, caption.weight] for caption in captions_of(scene)]))
+            lines.append(picture_line(scene))
         if start // ENCODE_BATCH % 50 == 49:
             shown.report(start + size, images_per_s=(start + size) * ranks.size / shown.seconds)
     folder = work / "latents"
@@ -101,10 +109,16 @@ def load_latents(work: Path) -> LatentSet:
     """Read the cached training set."""
     folder = work / "latents"
     moments = read_json(folder / "complete.json")
-    latents, captions = [], []
+    latents, records = [], []
     for rank in range(moments["num_parts"]):
         latents.append(load_file(folder / f"part_{rank}.safetensors")["latents"])
         with (folder / f"part_{rank}.jsonl").open(encoding="utf-8") as file:
-            captions += [[Caption(text=text, weight=weight) for text, weight in json.loads(line)] for line in file]
+            records += [json.loads(line) for line in file]
     scaled = ((torch.cat(latents).float() - moments["shift"]) * moments["scale"]).half()
-    return LatentSet(latents=scaled, captions=captions, shift=moments["shift"], scale=moments["scale"])
+    return LatentSet(
+        latents=scaled,
+        layouts=[record["layout"] for record in records],
+        captions=[[Caption(text=text, weight=weight) for text, weight in record["captions"]] for record in records],
+        shift=moments["shift"],
+        scale=moments["scale"],
+    )

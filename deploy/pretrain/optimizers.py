@@ -28,7 +28,8 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if is_tall else x
+    result: torch.Tensor = x.T if is_tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,13 +67,14 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
 
     def _update(self, parameter: torch.Tensor, momentum: float, number: int) -> torch.Tensor:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None, "every hidden matrix takes part in the loss"
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        state["momentum"].lerp_(gradient, 1 - momentum)
         if number % self._ranks.size != self._ranks.rank:
             return torch.empty_like(parameter)
-        return orthogonalized(parameter.grad.lerp(state["momentum"], momentum)).to(parameter.dtype)
+        return orthogonalized(gradient.lerp(state["momentum"], momentum)).to(parameter.dtype)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

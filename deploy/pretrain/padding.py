@@ -32,7 +32,8 @@ def append_zero_token(embeds: torch.Tensor) -> torch.Tensor:
 
 
 def _heads(attention: Attention, states: torch.Tensor) -> torch.Tensor:
-    return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    batch, length, width = states.shape
+    return states.view(batch, length, attention.heads, width // attention.heads).transpose(1, 2)
 
 
 class BiasedJointAttention:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 COLLECTIVE_DEADLINE = timedelta(minutes=10)
 
@@ -89,4 +89,4 @@ def run_processes(stage: Callable[[Ranks], None], *, num_processes: int, threads
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
-        mp.spawn(_enter, args=(num_processes, threads, meeting, stage), nprocs=num_processes, join=True)
+        start_processes(_enter, args=(num_processes, threads, meeting, stage), nprocs=num_processes, start_method="spawn")

@@ -59,11 +59,26 @@ class BatchSource:
         self._ids = tokenize(tokenizer, texts)
         self._empty = number[""]
         self._choices = [np.array([number[caption.text] for caption in captions]) for captions in latents.captions]
+        counts = {layout: latents.layouts.count(layout) for layout in set(latents.layouts)}
+        weights = np.array([settings.shares[layout] / counts[layout] for layout in latents.layouts])
+        self._pictures = np.cumsum(weights / weights.sum())
+        self._wrong = np.array([settings.wrong_captions[layout] for layout in latents.layouts])
+        layouts = np.array(latents.layouts)
+        self._layouts = layouts
+        self._members = {layout: np.flatnonzero(layouts == layout) for layout in counts}
         self._limits = [np.cumsum([caption.weight for caption in captions]) for captions in latents.captions]
 
     def _caption(self, picture: int, place: float) -> int:
         limits = self._limits[picture]
         return int(self._choices[picture][np.searchsorted(limits, place * limits[-1])])
+
+    def _described(self, pictures: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return the pictures that the captions are about: some are another of the same layout."""
+        is_wrong = random.random(len(pictures)) < self._wrong[pictures]
+        places = random.random(len(pictures))
+        members = [self._members[self._layouts[picture]] for picture in pictures]
+        strangers = np.array([kin[int(place * len(kin))] for kin, place in zip(members, places, strict=True)])
+        return np.where(is_wrong, strangers, pictures)
 
     def draw(self, step: int, rank: int, size: int, *, padded_share: float) -> FlowBatch:
         """Draw one process's minibatch of a step.
@@ -79,9 +94,8 @@ class BatchSource:
         """
         own = self._settings
         random = np.random.default_rng((self._seed, 3, step, rank))
-        pictures = random.integers(len(self._choices), size=size)
-        strangers = random.integers(len(self._choices), size=size)
-        described = np.where(random.random(size) < own.wrong_captions, strangers, pictures)
+        pictures = np.searchsorted(self._pictures, random.random(size)).clip(max=len(self._choices) - 1)
+        described = self._described(pictures, random)
         captions = np.array([self._caption(int(p), r) for p, r in zip(described, random.random(size), strict=True)])
         captions = np.where(random.random(size) < own.caption_dropout, self._empty, captions)
         clean = self._latents[torch.from_numpy(pictures)].float()

@@ -1,6 +1,7 @@
 """The text side: a byte-level tokenizer and two small CLIP encoders, computed exactly as the SD3 pipeline does."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from deploy.pretrain.config import TransformerSettings
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that other processes may be writing and reading too."""
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def build_tokenizer(folder: Path, *, max_tokens: int) -> CLIPTokenizer:
@@ -29,8 +37,8 @@ def build_tokenizer(folder: Path, *, max_tokens: int) -> CLIPTokenizer:
     entries = [*letters, *(f"{letter}</w>" for letter in letters), BEGIN, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    vocabulary.write_text(json.dumps({entry: number for number, entry in enumerate(entries)}), encoding="utf-8")
-    merges.write_text("#version: 0.2\n", encoding="utf-8")
+    _write(vocabulary, json.dumps({entry: number for number, entry in enumerate(entries)}))
+    _write(merges, "#version: 0.2\n")
     return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=max_tokens)
 
 

@@ -18,7 +18,7 @@ from deploy.pretrain.checkpoints import (
     write_checkpoint,
 )
 from deploy.pretrain.config import PretrainSettings, TransformerSettings
-from deploy.pretrain.flow_model import FlowModel, flow_loss
+from deploy.pretrain.flow_model import FlowModel, VelocityModel, flow_loss
 from deploy.pretrain.latents import load_latents
 from deploy.pretrain.optimizers import Muon, split_parameters
 from deploy.pretrain.processes import Ranks
@@ -101,7 +101,7 @@ def update_average(average: nn.Module, model: nn.Module, *, decay: float, step: 
 
 
 def training_step(
-    training: FlowTraining, velocity: nn.Module, batch: FlowBatch, settings: TransformerSettings, ranks: Ranks
+    training: FlowTraining, velocity: VelocityModel, batch: FlowBatch, settings: TransformerSettings, ranks: Ranks
 ) -> torch.Tensor:
     """Do one step and return this process's loss, a float32 scalar.
 
@@ -145,7 +145,7 @@ def train_flow(ranks: Ranks, *, settings: PretrainSettings, work: Path) -> None:
     tokenizer = build_tokenizer(work / "tokenizer", max_tokens=own.max_tokens)
     source = BatchSource(load_latents(work), tokenizer, own, settings.seed)
     training = start_training(settings, work, ranks)
-    velocity = torch.compile(training.model, dynamic=False) if settings.compile else training.model
+    velocity: VelocityModel = torch.compile(training.model, dynamic=False) if settings.compile else training.model
     first, mean_loss, count = training.step, torch.zeros(()), 0
     shown = StageProgress(
         "transformer", num_steps=own.num_steps, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads

@@ -2,16 +2,19 @@
 
 from typing import Final
 
-WORDS: Final[tuple[str, ...]] = tuple(
-    """
-    ART BAR BED BUS CAB CAR CUP DEN FAN FLY FUN GAS GYM HAT HOT ICE INK JAM JET KEY MAP NEW OAK PET PIE PUB RED RUN SEA
-    SKY SPA SUN TAX TEA TOY VAN WAX WET YES ZIP
-    AREA BABY BAKE BANK BATH BEER BIKE BIRD BLUE BOAT BOOK CAFE CAKE CASH CITY CLUB COLD DATE DESK DINE DOCK EAST EXIT
-    FAST FILM FIRE FISH FOOD FREE FUEL GATE GIFT GOLD GRAB HALL HELP HOME HUNT IDLE JAZZ JUMP KIDS KING LAKE LIFT MAIL
-    MARK MEAT MENU MILK MINT NEWS NEXT OPEN PARK PATH PLAY QUIZ RENT RICE SALE SHIP SIZE SNOW STAR STOP TAXI TIME TREE
-    UNIT VIEW WASH WAVE WEST WIFI WINE WORK YARD ZERO
-    """.split()
+# fmt: off
+WORDS: Final[tuple[str, ...]] = (
+    "ART", "BAR", "BED", "BUS", "CAB", "CAR", "CUP", "DEN", "FAN", "FLY", "FUN", "GAS", "GYM", "HAT", "HOT",
+    "ICE", "INK", "JAM", "JET", "KEY", "MAP", "NEW", "OAK", "PET", "PIE", "PUB", "RED", "RUN", "SEA", "SKY",
+    "SPA", "SUN", "TAX", "TEA", "TOY", "VAN", "WAX", "WET", "YES", "ZIP", "AREA", "BABY", "BAKE", "BANK",
+    "BATH", "BEER", "BIKE", "BIRD", "BLUE", "BOAT", "BOOK", "CAFE", "CAKE", "CASH", "CITY", "CLUB", "COLD",
+    "DATE", "DESK", "DINE", "DOCK", "EAST", "EXIT", "FAST", "FILM", "FIRE", "FISH", "FOOD", "FREE", "FUEL",
+    "GATE", "GIFT", "GOLD", "GRAB", "HALL", "HELP", "HOME", "HUNT", "IDLE", "JAZZ", "JUMP", "KIDS", "KING",
+    "LAKE", "LIFT", "MAIL", "MARK", "MEAT", "MENU", "MILK", "MINT", "NEWS", "NEXT", "OPEN", "PARK", "PATH",
+    "PLAY", "QUIZ", "RENT", "RICE", "SALE", "SHIP", "SIZE", "SNOW", "STAR", "STOP", "TAXI", "TIME", "TREE",
+    "UNIT", "VIEW", "WASH", "WAVE", "WEST", "WIFI", "WINE", "WORK", "YARD", "ZERO",
 )
+# fmt: on
 
 SURFACES: Final = ("sign", "card", "flag")
 """What a word stands on; the three look different, and their names have equal lengths."""

@@ -83,9 +83,9 @@ def as_array(values: Sequence[float | None]) -> Array:
 
 
 def smooth(values: Sequence[float | None]) -> Array:
-    """Centered moving mean over about a tenth of the points (at least 3), nulls left out; the window shrinks at both ends."""
+    """Centered moving mean over about a tenth of the points, nulls left out, shorter at both ends; under 20 points nothing is smoothed."""
     array = as_array(values)
-    half = max(len(array) // 20, 1)
+    half = len(array) // 20
     windows = [array[max(i - half, 0) : i + half + 1] for i in range(len(array))]
     return np.array([np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows])
 

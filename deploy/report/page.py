@@ -16,7 +16,7 @@ from deploy.report.image_curves import base_bands, image_statistics
 from deploy.report.reader import read_history
 from deploy.report.records import EvaluationRecord, RunFiles, RunHistory
 from deploy.report.samples import MediaShelf, base_statistics, sample_grid, train_extremes
-from deploy.report.verdict import duration, sentences, waiting_share
+from deploy.report.verdict import duration, figure, sentences, waiting_share
 
 _DIGEST = 12  # shown characters of a digest
 TEMPLATES = Path(__file__).parent / "templates"
@@ -92,9 +92,17 @@ def make_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.2f}"
+    environment.filters["score"] = score
+    environment.filters["figure"] = figure
     environment.filters["level"] = level
     return environment
+
+
+def score(value: float | None) -> str:
+    """A badge's text: two decimals, or two significant digits when it is small."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def level(value: float | None) -> str:
@@ -181,12 +189,12 @@ def _tiles(history: RunHistory, rows: Sequence[TableRow]) -> list[Tile]:
     if rows:
         first = rows[0]
         tone = {"rose": "good", "fell": "bad", "unclear": ""}[first.verdict]
-        value = f"{first.before:.3f} → {first.after:.3f}"
-        tiles.append(Tile(label=f"frozen {first.reward}", value=value, note=f"{first.difference:+.3f}", tone=tone))
+        value, note = f"{figure(first.before)} → {figure(first.after)}", figure(first.difference, signed=True)
+        tiles.append(Tile(label=f"frozen {first.reward}", value=value, note=note, tone=tone))
     elif history.evaluations:
         name, result = next(iter(history.evaluations[-1].rewards.items()), ("", None))
         if result is not None and result.mean is not None:
-            tiles.append(Tile(label=f"frozen {name}", value=f"{result.mean:.2f}", note=f"version {history.evaluations[-1].version}"))
+            tiles.append(Tile(label=f"frozen {name}", value=figure(result.mean), note=f"version {history.evaluations[-1].version}"))
     return [*tiles, *_effort(history)] if history.updates else tiles
 
 

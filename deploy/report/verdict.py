@@ -30,6 +30,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def figure(value: float, *, signed: bool = False) -> str:
+    """Return a number with three decimals, or three significant digits when it is small: 0.625, -0.0076, +0.242."""
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3f}" if abs(value) >= 0.05 or value == 0 else f"{value:{sign}.3g}"
+
+
 def waiting_share(history: RunHistory) -> float | None:
     """The share of the learner's time spent waiting for groups, each start's first update left out (it waits for everything to start)."""
     starts: dict[int, int] = {}
@@ -73,7 +79,8 @@ def _no_outcome(history: RunHistory) -> Sentence:
 
 
 def _outcome(row: TableRow, span: str) -> Sentence:
-    move = f"{row.before:.3f} → {row.after:.3f} ({row.difference:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
+    change, low, high = (figure(value, signed=True) for value in (row.difference, row.low, row.high))
+    move = f"{figure(row.before)} → {figure(row.after)} ({change}, 95% interval {low} to {high})"
     if row.verdict == "unclear":
         return Sentence(tone="plain", text=f"Frozen {row.reward} went {move} {span}: the interval includes 0, so this may be noise.")
     return Sentence(tone="good" if row.verdict == "rose" else "bad", text=f"Frozen {row.reward} {row.verdict} {move} {span}.")

@@ -18,8 +18,8 @@ def block_of(batch: MicroBatch) -> TrajectoryBlock:
 def replay_of(policy: Policy, block: TrajectoryBlock, features: FeatureBatch, step: int, *, detach_uncond: bool = True) -> StepReplay:
     """Replay one kept step of B trajectories under the loaded adapter."""
     return replay_step(
-        policy, block.kernel, block.latents[:, step], block.next_latents[:, step], block.sigma[:, step], block.next_sigma[:, step],
-        features, guidance_scale=block.guidance_scale, detach_uncond=detach_uncond,
+        policy, block.kernel, block.latents[:, step], block.next_latents[:, step], features,
+        sigma=block.sigma[:, step], next_sigma=block.next_sigma[:, step], guidance_scale=block.guidance_scale, detach_uncond=detach_uncond,
     )  # fmt: skip
 
 

@@ -1,0 +1,98 @@
+"""Published curves: run recipes over seeds, keep the raw numbers, redraw the plot from them (`python -m deploy.results`).
+
+    python -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45    # resumable: the same command goes on
+    python -m deploy.results draw                                           # plots and table from docs/results/*.json
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from common.store.audit import audit
+from common.store.run_store import RunStore
+from deploy.config import PROJECT, load_config
+from deploy.environment import describe_environment
+from deploy.options import StartOptions
+from deploy.report.reader import read_history
+from deploy.session import run_session
+
+RESULTS = PROJECT / "docs" / "results"
+RUNS = Path("runs") / "results"
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def run_facts(run_dir: Path, recipe: str, seed: int, command: str) -> dict[str, Any]:
+    """The raw file of one run: its frozen evaluations over updates, images and seconds, and where they came from."""
+    store = RunStore(str(run_dir))
+    history, report = read_history(store), audit(store)
+    images = {record.update: record.images for record in history.updates}
+    points = [
+        {
+            "version": evaluation.version,
+            "seconds": 0.0 if evaluation.version == 0 else history.elapsed_at(evaluation.version),
+            "images": sum(count for update, count in images.items() if update <= evaluation.version),
+            "rewards": {
+                name: {"mean": result.mean, "tasks": {tag: task.mean for tag, task in result.tasks.items()}}
+                for name, result in evaluation.rewards.items()
+            },
+        }
+        for evaluation in history.evaluations
+    ]  # fmt: skip
+    train = [{"update": r.update, "rewards": {name: s.mean for name, s in r.rewards.items()}} for r in history.updates]
+    return {
+        "recipe": recipe, "seed": seed, "command": command, "environment": describe_environment(), "config": history.config,
+        "protocol": dict(history.evaluations[0].protocol) if history.evaluations else {}, "evaluations": points, "train": train,
+        "updates": len(history.updates), "audit": "clean" if report.is_clean else [f"{v.rule}: {v.where}" for v in report.violations],
+    }  # fmt: skip
+
+
+@app.command("run")
+def run(
+    recipe: str, *, seeds: Annotated[str, typer.Option()] = "1", minutes: Annotated[float, typer.Option()] = 45.0,
+    sets: Annotated[list[str] | None, typer.Option("--set")] = None, name: Annotated[str | None, typer.Option()] = None,
+) -> None:  # fmt: skip
+    """Train a recipe for some minutes on each seed and write docs/results/<name>-s<seed>.json."""
+    console, label = Console(), name or recipe
+    for seed in (int(part) for part in seeds.split(",")):
+        given = [*(sets or []), f"run.seed={seed}", f"schedule.time_limit_s={minutes * 60:g}", "schedule.num_updates=100000"]
+        command = f"python -m deploy.results run {recipe} --seeds {seed} --minutes {minutes:g}" + "".join(f" --set {s}" for s in sets or [])
+        run_dir = RUNS / f"{label}-s{seed}"
+        target = RESULTS / f"{label}-s{seed}.json"
+        if target.exists():
+            console.print(f"{target} exists: this seed is done")
+            continue
+        run_session(load_config(recipe, given), StartOptions(run_dir=str(run_dir)), console)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(run_facts(run_dir, recipe, seed, command), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        console.print(f"wrote {target}")
+
+
+@app.command("draw")
+def draw() -> None:
+    """Redraw docs/results/curves.svg from the raw files."""
+    files = sorted(RESULTS.glob("*-s*.json"))
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    labels = sorted({path.stem.rpartition("-s")[0] for path in files})
+    for path, facts in zip(files, runs, strict=True):
+        label = path.stem.rpartition("-s")[0]
+        for reward in facts["evaluations"][0]["rewards"]:
+            minutes = [point["seconds"] / 60 for point in facts["evaluations"]]
+            means = [point["rewards"][reward]["mean"] for point in facts["evaluations"]]
+            axes.plot(minutes, means, marker="o", markersize=3, color=f"C{labels.index(label)}", label=f"{path.stem}: {reward}")
+    axes.set_xlabel("minutes of training, 2 CPU cores")
+    axes.set_ylabel("frozen evaluation")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / "curves.svg")
+    Console().print(f"drew {RESULTS / 'curves.svg'} from {len(files)} runs")
+
+
+if __name__ == "__main__":
+    app()
