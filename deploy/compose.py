@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.config import config_digest
@@ -20,7 +20,7 @@ from learner.build import LearnerSettings
 from reward_servers.build import ServerSettings
 from rollout_workers.build import WorkerSettings
 
-PROMPT_ORDERS = {"shuffled": PromptOrder, "balanced": BalancedOrder}
+PROMPT_ORDERS: dict[str, Callable[[Sequence[Prompt], int], Callable[[int], Prompt]]] = {"shuffled": PromptOrder, "balanced": BalancedOrder}
 SETTLE_S = 6.0  # one heartbeat: after a restart, workers show what they still hold
 
 

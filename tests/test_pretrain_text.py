@@ -50,9 +50,7 @@ def test_one_byte_is_one_token_and_case_is_lost(tmp_path: Path) -> None:
 
 def test_training_encodes_prompts_exactly_as_the_pipeline_without_t5_tokens(flow: FlowModel, tmp_path: Path) -> None:
     pipeline = _pipeline(flow, tmp_path)
-    expected, _, expected_pooled, _ = pipeline.encode_prompt(
-        PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0
-    )
+    expected, _, expected_pooled, _ = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     embeds, pooled = flow.text(tokenize(pipeline.tokenizer, PROMPTS))
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(pooled, expected_pooled, atol=1e-5, rtol=0)
@@ -61,9 +59,7 @@ def test_training_encodes_prompts_exactly_as_the_pipeline_without_t5_tokens(flow
 @pytest.mark.parametrize("num_tokens", [0, 256])
 def test_one_biased_zero_token_equals_the_default_padding(flow: FlowModel, tmp_path: Path, num_tokens: int) -> None:
     pipeline = _pipeline(flow, tmp_path)
-    embeds, _, pooled, _ = pipeline.encode_prompt(
-        PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=num_tokens
-    )
+    embeds, _, pooled, _ = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=num_tokens)
     noisy, times = torch.randn(3, 4, 8, 8), torch.tensor([0.1, 0.5, 0.9])
     expected = flow.transformer(
         hidden_states=noisy,

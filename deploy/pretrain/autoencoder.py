@@ -116,9 +116,7 @@ def train_autoencoder(ranks: Ranks, *, settings: PretrainSettings, work: Path) -
         restore_optimizer(optimizer, found[0], "optimizer")
     torch.manual_seed(settings.seed + 1000 * (ranks.rank + 1) + first)
     batches = picture_batches(settings, own.batch_size // ranks.size, stream=ranks.rank + 1000 * first)
-    shown = StageProgress(
-        "autoencoder", num_steps=own.total_steps, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads
-    )
+    shown = StageProgress("autoencoder", num_steps=own.total_steps, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads)
     for step in range(first + 1, own.total_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, own)

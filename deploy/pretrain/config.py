@@ -64,6 +64,8 @@ class TransformerSettings(Section):
     batch_size: int = Field(default=64, ge=1)
     """Pictures a step, all processes together."""
     num_steps: int = Field(default=4000, ge=1)
+    stop_step: int | None = Field(default=None, ge=1)
+    """Where training ends before its schedule does: an early stop keeps the model mediocre."""
     warmup_steps: int = Field(default=100, ge=0)
     decay_share: float = Field(default=0.35, ge=0, le=1)
     """Share of the steps, at the end, over which the learning rate falls to 0."""
@@ -80,8 +82,13 @@ class TransformerSettings(Section):
     padded_share: float = Field(default=0.3, ge=0, le=1)
     t5_tokens: int = Field(default=256, ge=1)
     """Zero tokens that diffusers appends at its default max_sequence_length."""
-    sampling_shift: float = Field(default=1.0, gt=0)
+    sampling_shift: float = Field(default=3.0, gt=0)
     """The scheduler's shift in the exported pipeline."""
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends."""
+        return self.num_steps if self.stop_step is None else min(self.stop_step, self.num_steps)
 
 
 class PretrainSettings(Section):

@@ -63,6 +63,9 @@ def export_pipeline(settings: PretrainSettings, work: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     pipeline.save_pretrained(beside)
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy2(work / "tokenizer" / name, beside / tokenizer / name)
     for encoder in ("text_encoder", "text_encoder_2"):
         path = beside / encoder / "config.json"
         write_json(path, read_json(path) | {"dtype": "float32"})

@@ -65,9 +65,7 @@ class FlowModel(nn.Module):
         """Switch the transformer to attention that can stand one zero token for many."""
         self.transformer.set_attn_processor(BiasedJointAttention())
 
-    def forward(
-        self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor, last_key_bias: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor, last_key_bias: torch.Tensor) -> torch.Tensor:
         """Predict the velocity eps - x_0.
 
         Args:

@@ -69,9 +69,7 @@ def encode_pictures(ranks: Ranks, *, settings: PretrainSettings, work: Path) -> 
     vae = load_autoencoder(settings, work)
     count = -(-settings.scenes.num_images // ranks.size)
     random = np.random.default_rng((settings.seed, 2, ranks.rank, ranks.size))
-    shown = StageProgress(
-        "latents", num_steps=count, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads
-    )
+    shown = StageProgress("latents", num_steps=count, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads)
     parts: list[torch.Tensor] = []
     lines: list[str] = []
     for start in range(0, count, ENCODE_BATCH):

@@ -49,9 +49,7 @@ def _valid(shapes: tuple[Shape, ...]) -> bool:
 
 def _single(random: np.random.Generator) -> Scene:
     x, y = 32 + random.uniform(-12, 12, size=2)
-    shape = Shape(
-        name=str(random.choice(SHAPES)), color=str(random.choice(COLORS)), x=x, y=y, size=random.uniform(9.5, 13)
-    )
+    shape = Shape(name=str(random.choice(SHAPES)), color=str(random.choice(COLORS)), x=x, y=y, size=random.uniform(9.5, 13))
     return Scene(task="single", background=_shade(random), shapes=(shape,))
 
 
@@ -62,10 +60,7 @@ def _pair(random: np.random.Generator) -> Scene:
     across = 32 + random.uniform(-8, 8) + random.uniform(-5, 5, size=2)
     sizes = random.uniform(8.5, 11.5, size=2)
     xs, ys = (along, across) if random.random() < 0.5 else (across, along)
-    shapes = tuple(
-        Shape(name=str(names[i]), color=str(colors[i]), x=float(xs[i]), y=float(ys[i]), size=float(sizes[i]))
-        for i in range(2)
-    )
+    shapes = tuple(Shape(name=str(names[i]), color=str(colors[i]), x=float(xs[i]), y=float(ys[i]), size=float(sizes[i])) for i in range(2))
     return Scene(task="pair", background=_shade(random), shapes=shapes)
 
 

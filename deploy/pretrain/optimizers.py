@@ -39,9 +39,7 @@ class Muon(torch.optim.Optimizer):
     0.2 sqrt(max(rows, columns)), which gives them AdamW's size (Liu et al. 2025), so one learning rate suits both.
     """
 
-    def __init__(
-        self, matrices: Iterable[nn.Parameter], *, lr: float, ranks: Ranks, momentum: float = 0.95, decay: float = 0.01
-    ) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter], *, lr: float, ranks: Ranks, momentum: float = 0.95, decay: float = 0.01) -> None:
         """Optimize matrices.
 
         Args:
@@ -58,8 +56,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix from its gradient, which must be equal on all processes."""
         for group in self.param_groups:
-            updates = [self._update(parameter, group["momentum"], number) for number, parameter in
-                       enumerate(group["params"])]
+            updates = [self._update(parameter, group["momentum"], number) for number, parameter in enumerate(group["params"])]
             for source in range(self._ranks.size):
                 self._ranks.share(updates[source :: self._ranks.size], source)
             for parameter, update in zip(group["params"], updates, strict=True):

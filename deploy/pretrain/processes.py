@@ -65,9 +65,7 @@ class Ranks:
 def _enter(rank: int, size: int, threads: int, meeting: str, stage: Callable[[Ranks], None]) -> None:
     torch.set_num_threads(threads)
     if size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=COLLECTIVE_DEADLINE
-        )
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=COLLECTIVE_DEADLINE)
     try:
         stage(Ranks(rank=rank, size=size))
     finally:

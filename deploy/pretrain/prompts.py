@@ -65,9 +65,7 @@ def _position() -> Iterator[Prompt]:
 
 
 def _color_attr() -> Iterator[Prompt]:
-    for (a, b), (ink, other) in itertools.product(
-        itertools.permutations(SHAPES, 2), itertools.permutations(TASK_COLORS, 2)
-    ):
+    for (a, b), (ink, other) in itertools.product(itertools.permutations(SHAPES, 2), itertools.permutations(TASK_COLORS, 2)):
         metadata = {"tag": "color_attr", "include": [_include(a, color=ink), _include(b, color=other)], "exclude": []}
         yield f"{with_article(f'{ink} {a}')} and {with_article(f'{other} {b}')}", metadata
 
@@ -112,8 +110,7 @@ def text_prompts() -> tuple[list[Prompt], list[Prompt]]:
 
 def _write(path: Path, prompts: list[Prompt], prefix: str) -> None:
     lines = [
-        json.dumps({"id": f"{prefix}-{number:04d}", "text": text, "metadata": metadata})
-        for number, (text, metadata) in enumerate(prompts)
+        json.dumps({"id": f"{prefix}-{number:04d}", "text": text, "metadata": metadata}) for number, (text, metadata) in enumerate(prompts)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, work: Path, num_processes
         run(partial(train_autoencoder, settings=settings, work=work))
     if not (work / "latents" / "complete.json").exists():
         run(partial(encode_pictures, settings=settings, work=work))
-    if _steps_done(work, "transformer") < settings.transformer.num_steps:
+    if _steps_done(work, "transformer") < settings.transformer.last_step:
         run(partial(train_flow, settings=settings, work=work))
     export_pipeline(settings, work, out)
     write_json(out / "pretrain_config.json", settings.model_dump())

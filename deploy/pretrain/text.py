@@ -45,9 +45,7 @@ def build_tokenizer(folder: Path, *, max_tokens: int) -> CLIPTokenizer:
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Return token ids [B, model_max_length] int64, padded as the pipeline pads."""
     length = tokenizer.model_max_length
-    ids: torch.Tensor = tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+    ids: torch.Tensor = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
     return ids
 
 

@@ -147,19 +147,17 @@ def train_flow(ranks: Ranks, *, settings: PretrainSettings, work: Path) -> None:
     training = start_training(settings, work, ranks)
     velocity: VelocityModel = torch.compile(training.model, dynamic=False) if settings.compile else training.model
     first, mean_loss, count = training.step, torch.zeros(()), 0
-    shown = StageProgress(
-        "transformer", num_steps=own.num_steps, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads
-    )
-    while training.step < own.num_steps:
+    shown = StageProgress("transformer", num_steps=own.last_step, log=work / "log.jsonl", console=Console(), is_shown=ranks.leads)
+    while training.step < own.last_step:
         padded_share = own.padded_share if training.step >= own.padded_from * own.num_steps else 0.0
         batch = source.draw(training.step, ranks.rank, own.batch_size // ranks.size, padded_share=padded_share)
         mean_loss += training_step(training, velocity, batch.to(settings.device), own, ranks).cpu()
         step = training.step
         count += 1
-        if step % REPORT_INTERVAL == 0 or step == own.num_steps:
+        if step % REPORT_INTERVAL == 0 or step == own.last_step:
             images_per_s = (step - first) * own.batch_size / shown.seconds
             shown.report(step, loss=float(mean_loss) / count, images_per_s=images_per_s)
             mean_loss, count = torch.zeros(()), 0
-        if ranks.leads and (step % settings.checkpoint_interval == 0 or step == own.num_steps):
+        if ranks.leads and (step % settings.checkpoint_interval == 0 or step == own.last_step):
             write_checkpoint(work / "transformer", training.tensors(), {"step": step, "images": step * own.batch_size})
     shown.close()
