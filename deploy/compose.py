@@ -20,7 +20,6 @@ from learner.build import LearnerSettings
 from reward_servers.build import ServerSettings
 from rollout_workers.build import WorkerSettings
 
-PROMPT_ORDERS: dict[str, Callable[[Sequence[Prompt], int], Callable[[int], Prompt]]] = {"shuffled": PromptOrder, "balanced": BalancedOrder}
 SETTLE_S = 6.0  # one heartbeat: after a restart, workers show what they still hold
 
 
@@ -93,11 +92,18 @@ def coordinator_builder(parts: RunParts) -> Callable[[], Coordinator]:
         store = RunStore(parts.store_url)
         return Coordinator(
             store, parts.coordinator, incarnation=parts.incarnation,
-            prompt_for=PROMPT_ORDERS[parts.config.prompts.order](parts.train_prompts, parts.config.run.seed),
+            prompt_for=prompt_order(parts.config, parts.train_prompts),
             read_publication=lambda path: read_publication(store.read(path), path), settle_s=SETTLE_S, clock=time.monotonic,
         )  # fmt: skip
 
     return build
+
+
+def prompt_order(config: RunConfig, prompts: Sequence[Prompt]) -> Callable[[int], Prompt]:
+    """number -> Prompt, as the configuration orders them. Raises DataError for tag weights that fit no prompt."""
+    if config.prompts.order == "balanced":
+        return BalancedOrder(prompts, config.run.seed, config.prompts.tag_weights)
+    return PromptOrder(prompts, config.run.seed)
 
 
 def single_worker(parts: RunParts) -> WorkerSettings:

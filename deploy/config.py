@@ -31,6 +31,7 @@ class PromptSection(StrictModel):
     train: str
     test: str
     order: Literal["shuffled", "balanced"] = "shuffled"  # balanced: the tags in turn, whatever their sizes
+    tag_weights: dict[str, int] = Field(default_factory=dict)  # balanced: how often a cycle draws a tag; 1 where absent
 
 
 class ClusterSection(StrictModel):

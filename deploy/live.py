@@ -36,6 +36,7 @@ class LiveLine:
 
     console: Console
     num_updates: int
+    time_limit_s: float | None = None  # of this start
     started: float = field(default_factory=time.monotonic)
     _last_plain: float = 0.0
     _last_update: int = -1
@@ -53,7 +54,7 @@ class LiveLine:
 
     def update(self, summary: Mapping[str, Any]) -> None:
         """Show the newest summary."""
-        line = format_line(summary, self.num_updates, time.monotonic() - self.started)
+        line = format_line(summary, self.num_updates, time.monotonic() - self.started, self.time_limit_s)
         if self._live is not None:
             self._live.update(Text(line))
             return
@@ -64,7 +65,7 @@ class LiveLine:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def format_line(summary: Mapping[str, Any], num_updates: int, elapsed_s: float) -> str:
+def format_line(summary: Mapping[str, Any], num_updates: int, elapsed_s: float, time_limit_s: float | None = None) -> str:
     """The live line's text; figures that do not exist yet are left out."""
     done = int(summary.get("update", 0))
     parts = [f"update {done}/{num_updates}"]
@@ -79,6 +80,8 @@ def format_line(summary: Mapping[str, Any], num_updates: int, elapsed_s: float) 
     first = int(summary.get("first_update", 0))
     if done > first:
         left = elapsed_s / (done - first) * (num_updates - done)
+        if time_limit_s is not None:
+            left = min(left, max(0.0, time_limit_s - elapsed_s))
         parts.append(f"ETA {int(left // 60)}m{int(left % 60):02d}s")
     parts.append(waiting_sentence(summary.get("waiting", {})))
     return " · ".join(parts)

@@ -43,7 +43,7 @@ def run_session(config: RunConfig, options: StartOptions, console: Console) -> O
     for line in describe(config, local=options.local):
         console.print(line, highlight=False, soft_wrap=True)
     parts = compose(config, prompts, options.run_dir, incarnation)
-    with LiveLine(console=console, num_updates=config.schedule.num_updates) as live:
+    with LiveLine(console=console, num_updates=config.schedule.num_updates, time_limit_s=config.schedule.time_limit_s) as live:
         outcome = _drive(parts, options, live)
     console.print(f"{outcome.kind}: {outcome.reason}", highlight=False)
     outcome.raise_if_failed()

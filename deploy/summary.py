@@ -11,22 +11,24 @@ from deploy.report.page import write_report
 from deploy.report.reader import read_history
 
 
-def results_table(rows: list[TableRow]) -> Table:
-    """The frozen evaluation before and after, a row a task."""
-    table = Table("reward", "task", "prompts", "base", "tuned", "difference", "95 % interval")
+def results_tables(rows: list[TableRow]) -> list[Table]:
+    """The frozen evaluation before and after: a table a reward, a row a task."""
+    tables: dict[str, Table] = {}
     for row in rows:
-        table.add_row(
-            row.reward, row.task, str(row.n), f"{row.before:.3f}", f"{row.after:.3f}", f"{row.difference:+.3f}",
-            f"{row.low:+.3f} .. {row.high:+.3f}",
+        if row.reward not in tables:
+            tables[row.reward] = Table("task", "prompts", "base", "tuned", "change", "95 % interval", title=f"{row.reward}, frozen evaluation")
+        tables[row.reward].add_row(
+            row.task or "all", str(row.n), f"{row.before:.3f}", f"{row.after:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} .. {row.high:+.3f}",
+            style="bold" if row.is_mean else None,
         )  # fmt: skip
-    return table
+    return list(tables.values())
 
 
 def show_results(store: RunStore, console: Console) -> list[TableRow]:
     """Write report.html, print the table and the report's path; return the table."""
     rows = run_table(read_history(store))
-    if rows:
-        console.print(results_table(rows))
+    for table in results_tables(rows):
+        console.print(table)
     path = write_report(store, report_path(store))
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return rows

@@ -30,6 +30,16 @@ def test_a_balanced_order_takes_the_tags_in_turn_and_each_tags_prompts_evenly() 
     assert Counter(prompt.id for prompt in drawn) == {"a0": 2, "a1": 2, "a2": 2, "a3": 2, "a4": 2, "b0": 5, "b1": 5}
 
 
+def test_weights_say_how_often_a_cycle_draws_a_tag() -> None:
+    order = BalancedOrder(PROMPTS, 7, {"a": 3, "b": 1})
+    drawn = [order(number).tag for number in range(8)]
+    assert Counter(drawn[:4]) == Counter(drawn[4:]) == {"a": 3, "b": 1}
+    assert {order(number).id for number in range(7) if order(number).tag == "a"} == {f"a{index}" for index in range(5)}
+    assert {BalancedOrder(PROMPTS, 7, {"b": 0})(number).tag for number in range(9)} == {"a"}
+    with pytest.raises(DataError, match="tag_weights names"):
+        BalancedOrder(PROMPTS, 7, {"c": 1})
+
+
 def test_no_prompts_are_refused() -> None:
     for kind in (PromptOrder, BalancedOrder):
         with pytest.raises(DataError, match="at least one"):

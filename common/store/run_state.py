@@ -277,13 +277,7 @@ class RunState:
             }  # fmt: skip
 
     def _live_metrics(self) -> dict[str, float]:
-        known = self.update_metrics
-        shown = {name.rpartition(".")[2]: value for name, value in known.items() if name.startswith("learner.")}
-        if "flat_group_share" in known:
-            shown["flat_group_share"] = known["flat_group_share"]
-        trained = [known[f"rewards.{r.name}.mean"] for r in self.settings.rewards if r.use == "train" and f"rewards.{r.name}.mean" in known]
-        if trained:
-            shown["reward"] = sum(trained) / len(trained)
+        shown = dict(self.update_metrics)
         shown["images_per_s"] = sum(g.get("images_per_second", 0.0) for g in self.pulse.gauges.values())
         if self.last_manifest is not None:
             shown["staleness"] = self.staleness()
