@@ -27,7 +27,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config: {path} cannot be read ({error.strerror}); name a recipe of `flowfleet recipes ls` or a TOML file") from error
+        raise ConfigError(
+            f"config: {path} cannot be read ({error.strerror}); name a recipe of `flowfleet recipes ls` or a TOML file"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: {path} is not TOML: {error}; mend that line") from error
 

@@ -108,7 +108,7 @@ def _json_prompt(where: str, number: int, line: str) -> Prompt:
         return _geneval_prompt(where, number, row)
     unknown = sorted(set(row) - _OWN_KEYS)
     if unknown:
-        raise DataError(f"prompts: {where}: unknown key {unknown[0]!r}; put the scorers' own keys under \"metadata\"; {_REMEDY}")
+        raise DataError(f'prompts: {where}: unknown key {unknown[0]!r}; put the scorers\' own keys under "metadata"; {_REMEDY}')
     identity, text, metadata = row.get("id", number), row.get("text"), row.get("metadata", {})
     if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
         raise DataError(f'prompts: {where}: "id" is {identity!r}, it must be a non-empty string or an integer')

@@ -50,7 +50,9 @@ class Work:
 
 def recipe(name: str, settings: BenchSettings) -> RunConfig:
     """Return a shipped recipe on the benchmark's model, with a smaller update."""
-    return load_config(name, [f"model.path={json.dumps(settings.model)}", f"learner.groups_per_update={NUM_GROUPS}"])
+    return load_config(
+        name, [f"model.path={json.dumps(settings.model)}", f"learner.groups_per_update={NUM_GROUPS}", "learner.optimizer_steps=2"]
+    )
 
 
 def prepare(settings: BenchSettings) -> None:

@@ -74,7 +74,9 @@ class RunConfig(StrictModel):
 def _arithmetic(config: RunConfig) -> list[str]:
     groups, steps = config.learner.groups_per_update, config.learner.optimizer_steps
     if groups % steps:
-        return [f"learner.groups_per_update={groups} is not a multiple of learner.optimizer_steps={steps}; minibatches are whole groups: change one"]
+        return [
+            f"learner.groups_per_update={groups} is not a multiple of learner.optimizer_steps={steps}; minibatches are whole groups: change one"
+        ]
     return []
 
 
@@ -82,9 +84,11 @@ def _rewards(config: RunConfig) -> list[str]:
     names = [reward.name for reward in config.reward]
     problems = [f"reward {name!r} stands twice; keep one" for name in sorted({n for n in names if names.count(n) > 1})]
     if not any(reward.use == "train" and reward.weight != 0 for reward in config.reward):
-        problems.append("no reward trains; give one use = \"train\" and a weight that is not 0")
+        problems.append('no reward trains; give one use = "train" and a weight that is not 0')
     problems += [
-        f"evaluation.rewards names {name!r}, which no [[reward]] defines; add it with use = \"watch\"" for name in config.evaluation.rewards if name not in names
+        f'evaluation.rewards names {name!r}, which no [[reward]] defines; add it with use = "watch"'
+        for name in config.evaluation.rewards
+        if name not in names
     ]
     return problems
 
@@ -93,17 +97,23 @@ def _sampler_and_objective(config: RunConfig) -> list[str]:
     rollout, objective = config.rollout, config.learner.objective
     problems = []
     window = rollout.window
-    if window.kind in ("first", "random") and window.size > (window.stop or rollout.num_steps) - (window.start if window.kind == "random" else 0):
+    if window.kind in ("first", "random") and window.size > (window.stop or rollout.num_steps) - (
+        window.start if window.kind == "random" else 0
+    ):
         problems.append(f"rollout.window.size={window.size} does not fit its range of the {rollout.num_steps} steps; shorten it")
     if window.stop is not None and window.stop > rollout.num_steps:
         problems.append(f"rollout.window.stop={window.stop} lies past rollout.num_steps={rollout.num_steps}; lower it")
     if isinstance(objective, GrpoConfig):
         if rollout.kernel == "ode" or window.kind == "none":
-            problems.append("objective grpo trains on stochastic steps, and rollout.kernel='ode' or window.kind='none' makes none; choose flow_sde with a window, or objective nft")
+            problems.append(
+                "objective grpo trains on stochastic steps, and rollout.kernel='ode' or window.kind='none' makes none; choose flow_sde with a window, or objective nft"
+            )
         if rollout.noise_level == 0:
             problems.append("objective grpo needs rollout.noise_level > 0; the published value for flow_sde is 0.7")
         if rollout.kernel == "cps" and _reaches_last(config):
-            problems.append("the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it")
+            problems.append(
+                "the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it"
+            )
         if rollout.kernel == "cps" and objective.kl_beta > 0:
             problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
         if rollout.snapshot == "behavior":
@@ -112,7 +122,9 @@ def _sampler_and_objective(config: RunConfig) -> list[str]:
         if rollout.snapshot != "behavior":
             problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
         if objective.timesteps_per_sample > rollout.num_steps:
-            problems.append(f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds rollout.num_steps={rollout.num_steps}; lower it")
+            problems.append(
+                f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds rollout.num_steps={rollout.num_steps}; lower it"
+            )
     return problems
 
 

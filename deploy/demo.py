@@ -19,4 +19,6 @@ def conclude_demo(store: RunStore, console: Console) -> bool:
 def verdict(row: TableRow) -> str:
     """One sentence on a reward's mean."""
     word = "rose" if row.difference > 0 else "did not rise"
-    return f"frozen {row.reward} {word}: {row.before:.3f} -> {row.after:.3f} ({row.difference:+.3f}, 95 % {row.low:+.3f} .. {row.high:+.3f})"
+    return (
+        f"frozen {row.reward} {word}: {row.before:.3f} -> {row.after:.3f} ({row.difference:+.3f}, 95 % {row.low:+.3f} .. {row.high:+.3f})"
+    )

@@ -31,7 +31,9 @@ def preview(config: RunConfig, num_groups: int, out: Path) -> Path:
     plain = np.stack([_plain(policy, config, prompt) for prompt in chosen])
     tables = {}
     for scorer in scorers:
-        rated = [score_guarded(scorer, images, [prompt] * len(images), len(images)) for images, prompt in zip(rollouts, chosen, strict=True)]
+        rated = [
+            score_guarded(scorer, images, [prompt] * len(images), len(images)) for images, prompt in zip(rollouts, chosen, strict=True)
+        ]
         tables[scorer.name] = np.array([[np.nan if score.value is None else score.value for score in row] for row in rated])
     return write_preview(out, plain, rollouts, [prompt.text for prompt in chosen], tables, title=f"{config.run.name}: preview")
 

@@ -87,7 +87,10 @@ def _start(parts: RunParts, coordinator: Any) -> dict[str, Any]:
 
 def _place(shell: Any, num_threads: int, num_gpus: float, settings: Any, coordinator: Any) -> Any:
     """Start an actor that Ray brings back after a crash; its threads are those of the config."""
-    environment = {name: str(num_threads) for name in _THREAD_VARIABLES} | {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {name: str(num_threads) for name in _THREAD_VARIABLES} | {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     return shell.options(
         num_cpus=num_threads, num_gpus=num_gpus, max_restarts=-1, max_task_retries=-1, runtime_env={"env_vars": environment}
     ).remote(settings, coordinator)

@@ -1,7 +1,7 @@
 """Published curves: run recipes over seeds, keep the raw numbers, redraw the plot from them (`python -m deploy.results`).
 
-    python -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45    # resumable: the same command goes on
-    python -m deploy.results draw                                           # plots and table from docs/results/*.json
+python -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45    # resumable: the same command goes on
+python -m deploy.results draw                                           # plots and table from docs/results/*.json
 """
 
 import json

@@ -16,7 +16,9 @@ def results_tables(rows: list[TableRow]) -> list[Table]:
     tables: dict[str, Table] = {}
     for row in rows:
         if row.reward not in tables:
-            tables[row.reward] = Table("task", "prompts", "base", "tuned", "change", "95 % interval", title=f"{row.reward}, frozen evaluation")
+            tables[row.reward] = Table(
+                "task", "prompts", "base", "tuned", "change", "95 % interval", title=f"{row.reward}, frozen evaluation"
+            )
         tables[row.reward].add_row(
             row.task or "all", str(row.n), f"{row.before:.3f}", f"{row.after:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} .. {row.high:+.3f}",
             style="bold" if row.is_mean else None,

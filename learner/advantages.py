@@ -104,7 +104,7 @@ def weigh_scores(manifest: Manifest, weights: Mapping[str, float]) -> tuple[Doub
         ConfigError: there is no train reward. CorruptFile: see AdvantageEstimator.
     """
     if not weights:
-        raise ConfigError("AdvantageEstimator: no reward trains; give at least one [[reward]] use = \"train\"")
+        raise ConfigError('AdvantageEstimator: no reward trains; give at least one [[reward]] use = "train"')
     kept = np.array([group.kept for group in manifest.groups], dtype=np.bool_)
     rewards = np.stack([_weigh(group, weights) for group in manifest.groups])
     if np.isnan(rewards[kept]).any():

@@ -59,9 +59,7 @@ class LearnerProcess:
             self.policy, settings.learner, settings.weights, settings.run_seed, base_dtype=settings.model.dtype
         )  # fmt: skip
         publisher = Publisher(store, incarnation=settings.incarnation, snapshots=settings.snapshots)
-        self._archive = RunArchive(
-            store, settings.learner, publisher, incarnation=settings.incarnation, statistics=MediaStatistics(store)
-        )
+        self._archive = RunArchive(store, settings.learner, publisher, incarnation=settings.incarnation, statistics=MediaStatistics(store))
         self.gauges = Gauges()
 
     def loop(self) -> Iterator[Wait]:

@@ -79,7 +79,7 @@ def check_parity(difference: np.ndarray[tuple[int, int], np.dtype[np.float64]], 
         raise GateError(
             "parity",
             f"Learner: stored and recomputed log-probs of group {group.number} differ by {p99:.3g} (p99), the objective's clip range bears "
-            f"{tolerance:.3g}; set learner.anchor = \"recompute\"\n{_by_step(difference, group)}",
+            f'{tolerance:.3g}; set learner.anchor = "recompute"\n{_by_step(difference, group)}',
         )
     return p99
 
@@ -104,7 +104,7 @@ def check_ratio(low: float, high: float, tolerance: float) -> None:
             "ratio",
             f"Learner: before any step the first on-policy minibatch has ratios from {low:.9f} to {high:.9f}; they are 1 within "
             f"{tolerance:g} when the same code gives both log-probs; look for dropout, another dtype or another micro_batch, or set "
-            "learner.anchor = \"recompute\"",
+            'learner.anchor = "recompute"',
         )
 
 

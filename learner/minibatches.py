@@ -140,9 +140,7 @@ def collate(refs: Sequence[SampleRef], source: UpdateInput, needs: Needs, policy
         group=torch.tensor([ref.group for ref in refs], dtype=torch.int64),
         features=policy.batch_features([group.features for group in groups]),
         grid=policy.sigmas(sampler.num_steps)[:-1],
-        probe_seeds=tuple(
-            derive_seed(source.run_seed, "probe", update, g.number, ref.sample) for g, ref in zip(groups, refs, strict=True)
-        ),
+        probe_seeds=tuple(derive_seed(source.run_seed, "probe", update, g.number, ref.sample) for g, ref in zip(groups, refs, strict=True)),
         group_probe_seeds=tuple(derive_seed(source.run_seed, "group_probe", update, group.number) for group in groups),
         trajectory=trajectory_block(trajectories, sampler, policy) if needs.trajectory else None,
     )

@@ -72,9 +72,7 @@ def test_scorer(name: str, options: Mapping[str, Any], images_dir: Path, prompts
         (score,) = score_guarded(scorer, image[np.newaxis], [prompt], micro_batch=1)
         seconds += time.perf_counter() - started
         rows.append(
-            RewardRow(
-                image=file.name, prompt_id=prompt.id, text=prompt.text, value=score.value, error=score.error, details=score.details
-            )
+            RewardRow(image=file.name, prompt_id=prompt.id, text=prompt.text, value=score.value, error=score.error, details=score.details)
         )
     return RewardTable(
         rows=tuple(rows),

@@ -168,7 +168,7 @@ def learn(store: RunStore, desk: Coordinator, update: int, *, incarnation: int =
     assert isinstance(manifest, Manifest), manifest
     write_state(store, update)
     publish(store, desk, update, incarnation=incarnation)
-    desk.finish_update(update, {"rewards.r.mean": 0.5, "flat_group_share": 0.25, "learner.kl": 1e-3})
+    desk.finish_update(update, {"reward": 0.5, "flat_group_share": 0.25, "kl": 1e-3})
     return manifest
 
 

@@ -26,7 +26,9 @@ def trained(tiny_sd3_dir: Path) -> tuple[ModelConfig, bytes, torch.Tensor, torch
     policy = load_policy(model)
     generator = torch.Generator().manual_seed(3)
     state = {name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator) for name, tensor in policy.read_adapter().items()}
-    content, _ = write_adapter_bytes({"ema": state}, {"ema": SnapshotInfo(num_modules=policy.num_adapter_modules, canary=0.1)}, incarnation=1, version=7)
+    content, _ = write_adapter_bytes(
+        {"ema": state}, {"ema": SnapshotInfo(num_modules=policy.num_adapter_modules, canary=0.1)}, incarnation=1, version=7
+    )
     start = torch.randn((1, *policy.latent_shape), generator=generator)
     features, sigmas, latents = policy.batch_features(policy.encode([PROMPT], with_negative=False)), policy.sigmas(STEPS), start
     with torch.no_grad(), policy.using(state):
@@ -44,7 +46,14 @@ def clean_pipeline(directory: Path) -> StableDiffusion3Pipeline:
 def draw(pipe: StableDiffusion3Pipeline, start: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return pipe(
-            PROMPT, num_inference_steps=STEPS, guidance_scale=1.0, latents=start, max_sequence_length=0, height=64, width=64, output_type="latent"
+            PROMPT,
+            num_inference_steps=STEPS,
+            guidance_scale=1.0,
+            latents=start,
+            max_sequence_length=0,
+            height=64,
+            width=64,
+            output_type="latent",
         ).images
 
 

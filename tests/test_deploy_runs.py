@@ -59,7 +59,7 @@ def test_a_run_cut_in_two_equals_the_whole_one(recipe: str, tiny_sd3_dir: Path, 
 
 
 def test_grpo_starts_at_ratio_one_and_passes_parity(tiny_sd3_dir: Path, tmp_path: Path) -> None:
-    config = small_config(tiny_sd3_dir, "tiny-geneval-grpo", SYNC, "schedule.num_updates=1")
+    config = small_config(tiny_sd3_dir, "tiny-geneval-grpo", SYNC, "schedule.num_updates=1", "learner.optimizer_steps=1")
     run_session(config, local_options(tmp_path / "grpo"), QUIET)
     learner = json.loads((tmp_path / "grpo" / "metrics" / "update_000001.i0001.json").read_text())["learner"]
     assert learner["ratio_min"] == pytest.approx(1.0, abs=1e-6)
@@ -130,7 +130,9 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_loses_nothing(tiny_sd3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_loses_nothing(
+    tiny_sd3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fault = FullDisk("group.arrow", 2, 3)
     monkeypatch.setattr("deploy.local_run.RunStore", lambda url: RunStore(url, hook=fault))
     run_session(small_config(tiny_sd3_dir, "tiny-geneval", SYNC), local_options(tmp_path / "run"), QUIET)
@@ -170,7 +172,9 @@ def test_a_users_own_function_trains(tiny_sd3_dir: Path, tmp_path: Path, monkeyp
     """The README's example, copied into a file."""
     (tmp_path / "my_rewards.py").write_text("def redness(image, prompt, metadata):\n    return float(image[..., 0].mean() / 255)\n")
     monkeypatch.chdir(tmp_path)
-    config = small_config(tiny_sd3_dir, "tiny-geneval", SYNC, "reward.0.name=my_rewards:redness", 'evaluation.rewards=["my_rewards:redness"]')
+    config = small_config(
+        tiny_sd3_dir, "tiny-geneval", SYNC, "reward.0.name=my_rewards:redness", 'evaluation.rewards=["my_rewards:redness"]'
+    )
     run_session(config, local_options(tmp_path / "run"), QUIET)
     rows = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "metrics").iterdir())]
     assert all(0 < row["rewards"]["my_rewards:redness"]["mean"] < 1 for row in rows)

@@ -84,9 +84,7 @@ def test_the_mean_difference_is_an_amplified_velocity_difference(t: float, t_nex
     eta = 0.7
     x, v, v_ref = tensors(3)
     kernel = FlowSdeKernel(eta)
-    difference = (
-        kernel.transition(x, v, column(t), column(t_next)).mean - kernel.transition(x, v_ref, column(t), column(t_next)).mean
-    )
+    difference = kernel.transition(x, v, column(t), column(t_next)).mean - kernel.transition(x, v_ref, column(t), column(t_next)).mean
     amplification = 1.0 if t == 1.0 else 1 + eta**2 / 2
     assert (difference - amplification * (t_next - t) * (v - v_ref)).abs().max() <= 1e-12
 

@@ -23,7 +23,7 @@ BUILT_IN = [
 PROMPTS = [Prompt(id=str(i), text=f"prompt {i}", metadata={"level": i}) for i in range(3)]
 IMAGES = np.stack([np.full((8, 8, 3), 10 * i, dtype=np.uint8) for i in range(3)])
 
-USER_CODE = '''
+USER_CODE = """
 import numpy as np
 from reward_servers.scorers.base import PlainScorer
 from common.types import Score
@@ -49,7 +49,7 @@ class Whole(PlainScorer):
 class Half:
     name = "half"
     version = "1"
-'''
+"""
 
 
 @pytest.fixture

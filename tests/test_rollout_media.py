@@ -69,9 +69,7 @@ def test_edge_density_of_a_step() -> None:
 def test_the_grid_peak_stands_out_on_a_checkerboard_and_not_on_noise_or_a_flat_image() -> None:
     rows, columns = np.indices((64, 64))
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    boards = [
-        np.clip(noise // 4 + 96 + 30 * ((rows // half + columns // half) % 2)[..., None], 0, 255).astype(np.uint8) for half in (1, 4)
-    ]
+    boards = [np.clip(noise // 4 + 96 + 30 * ((rows // half + columns // half) % 2)[..., None], 0, 255).astype(np.uint8) for half in (1, 4)]
     fine, coarse, plain, none = statistic("fft_grid_peak", *boards, noise, flat(90, 90, 90))
     assert fine > 50
     assert coarse > 50

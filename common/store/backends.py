@@ -242,5 +242,3 @@ def open_backend(url: str, hook: FaultHook = no_fault) -> Backend:
     if protocol == "memory":
         return MemoryFiles(fsspec.filesystem("memory"), "/" + rest.strip("/"), hook)
     return ObjectFiles(fsspec.filesystem(protocol), rest, hook)
-
-

@@ -287,5 +287,3 @@ class RunState:
 def _recall(store: RunStore, read: Callable[[str], Publication] | None, version: int) -> Publication | None:
     path = adapters(store).get(version) if read else None
     return read(path) if read and path else None
-
-

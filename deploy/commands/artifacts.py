@@ -40,7 +40,9 @@ def audit_command(run: RunArgument) -> None:
     outcome = audit(open_run(run))
     console = Console()
     for violation in outcome.violations:
-        console.print(f"{violation.rule}: {violation.where}: {violation.message}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{violation.rule}: {violation.where}: {violation.message}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
     console.print(
         f"{outcome.num_manifests} manifests, {outcome.num_groups} groups consumed ({outcome.num_retired} retired), {outcome.num_drops} drops, "
         f"{outcome.num_adapters} adapters: " + ("clean" if outcome.is_clean else f"{len(outcome.violations)} violations"),
@@ -76,7 +78,9 @@ def status(run: RunArgument) -> None:
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="directory to write")],
-    fmt: Annotated[ExportFormat, typer.Option("--format", help="peft: a PEFT directory; diffusers: for load_lora_weights")] = ExportFormat.DIFFUSERS,
+    fmt: Annotated[
+        ExportFormat, typer.Option("--format", help="peft: a PEFT directory; diffusers: for load_lora_weights")
+    ] = ExportFormat.DIFFUSERS,
     snapshot: Annotated[str, typer.Option(help="live, ema or behavior")] = "ema",
     version: Annotated[int | None, typer.Option(help="default: the newest")] = None,
 ) -> None:

@@ -25,7 +25,9 @@ def eval_command(
     *,
     recipe: Annotated[str | None, typer.Option(help="the recipe whose protocol and rewards judge; a run's own by default")] = None,
     prompts: Annotated[str | None, typer.Option(help="another prompt file than the protocol's")] = None,
-    snapshot: Annotated[SnapshotChoice | None, typer.Option(help="weights; default: the protocol's (a model directory has base only)")] = None,
+    snapshot: Annotated[
+        SnapshotChoice | None, typer.Option(help="weights; default: the protocol's (a model directory has base only)")
+    ] = None,
     sets: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="write the result as JSON too")] = None,
 ) -> None:
@@ -34,7 +36,12 @@ def eval_command(
 
     console = Console()
     request = EvaluationRequest(
-        target=target, recipe=recipe, prompts=prompts, snapshot=None if snapshot is None else snapshot.value, sets=tuple(sets or ()), out=out
+        target=target,
+        recipe=recipe,
+        prompts=prompts,
+        snapshot=None if snapshot is None else snapshot.value,
+        sets=tuple(sets or ()),
+        out=out,
     )
     result = evaluate(request, console)
     protocol = result["protocol"]

@@ -93,9 +93,7 @@ def dense_score(found: Found, metadata: Mapping[str, Any], color_of: ColorOf) ->
     return sum(terms) / len(terms)
 
 
-def _dense_terms(
-    found: Found, metadata: Mapping[str, Any], color_of: ColorOf, failed_relation: tuple[float, ...]
-) -> list[float]:
+def _dense_terms(found: Found, metadata: Mapping[str, Any], color_of: ColorOf, failed_relation: tuple[float, ...]) -> list[float]:
     """Return the terms of all include entries; exclude entries do not count here."""
     terms: list[float] = []
     groups: list[Sequence[Detection] | None] = []

@@ -140,9 +140,7 @@ def _regions(difference: FloatImage, pixels: FloatImage) -> list[_Region]:
         inside = labels[place] == number
         if np.count_nonzero(inside) >= MIN_AREA:
             free = inside | (labels[place] == 0)
-            regions.append(
-                _Region(difference=difference[place], inside=inside, free=free, flat=flat[place], left=left, top=top)
-            )
+            regions.append(_Region(difference=difference[place], inside=inside, free=free, flat=flat[place], left=left, top=top))
     return regions
 
 

@@ -74,11 +74,7 @@ def _perimeter(outline: NDArray[np.float64]) -> float:
 def template_bank() -> TemplateBank:
     """Draw every template once a process (about 50 ms)."""
     steps = np.arange(SUBPIXELS) / SUBPIXELS
-    masks = np.stack(
-        [np.stack([[[_mask(name, size, oy, ox) for ox in steps] for oy in steps] for size in SIZES]) for name in SHAPES]
-    )
+    masks = np.stack([np.stack([[[_mask(name, size, oy, ox) for ox in steps] for oy in steps] for size in SIZES]) for name in SHAPES])
     moments = np.array([_moments(shape_outline(name)) for name in SHAPES])
     perimeters = np.array([_perimeter(shape_outline(name)) for name in SHAPES])
-    return TemplateBank(
-        masks=masks, areas=masks.sum(axis=-1), unit_area=moments[:, 0], unit_perimeter=perimeters, centroid=moments[:, 1:]
-    )
+    return TemplateBank(masks=masks, areas=masks.sum(axis=-1), unit_area=moments[:, 0], unit_perimeter=perimeters, centroid=moments[:, 1:])
