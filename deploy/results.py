@@ -15,7 +15,6 @@ from rich.console import Console
 from common.store.audit import audit
 from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config
-from deploy.environment import describe_environment
 from deploy.options import StartOptions
 from deploy.report.reader import read_history
 from deploy.session import run_session
@@ -44,7 +43,7 @@ def run_facts(run_dir: Path, recipe: str, seed: int, command: str) -> dict[str, 
     ]  # fmt: skip
     train = [{"update": r.update, "rewards": {name: s.mean for name, s in r.rewards.items()}} for r in history.updates]
     return {
-        "recipe": recipe, "seed": seed, "command": command, "environment": describe_environment(), "config": history.config,
+        "recipe": recipe, "seed": seed, "command": command, "environment": dict(history.environment), "config": history.config,
         "protocol": dict(history.evaluations[0].protocol) if history.evaluations else {}, "evaluations": points, "train": train,
         "updates": len(history.updates), "audit": "clean" if report.is_clean else [f"{v.rule}: {v.where}" for v in report.violations],
     }  # fmt: skip
