@@ -1,6 +1,5 @@
 """From a RunConfig to the settings and objects of every role: chosen once, here, for Ray and --local alike."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,8 +113,3 @@ def single_worker(parts: RunParts) -> WorkerSettings:
         slot="rollout.0", store_url=parts.store_url, run=parts.config.run.name, run_seed=parts.config.run.seed,
         model=parts.learner.model, rollout=parts.config.rollout, evaluation=parts.config.evaluation,
     )  # fmt: skip
-
-
-def with_slot(settings: WorkerSettings, slot: str) -> WorkerSettings:
-    """The same worker under another name."""
-    return dataclasses.replace(settings, slot=slot)
