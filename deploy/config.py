@@ -9,7 +9,7 @@ from common.config import StrictModel, apply_sets, parse, read_toml
 from common.errors import ConfigError
 from common.policy.config import ModelConfig
 from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import GrpoConfig, LearnerConfig, NftConfig, num_probe_sigmas
 from reward_servers.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 
@@ -121,9 +121,11 @@ def _sampler_and_objective(config: RunConfig) -> list[str]:
     if isinstance(objective, NftConfig):
         if rollout.snapshot != "behavior":
             problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
-        if objective.timesteps_per_sample > rollout.num_steps:
+        num_sigmas = num_probe_sigmas(rollout.num_steps, objective.timestep_fraction)
+        if objective.timesteps_per_sample > num_sigmas:
             problems.append(
-                f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds rollout.num_steps={rollout.num_steps}; lower it"
+                f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds the {num_sigmas} sigmas to draw from "
+                f"(rollout.num_steps={rollout.num_steps} x timestep_fraction={objective.timestep_fraction:g}); lower it"
             )
     return problems
 

@@ -24,7 +24,13 @@ class NftConfig(StrictModel):
     beta: float = Field(1.0, gt=0)
     kl_beta: float = Field(1e-4, ge=0)  # velocity MSE to the base
     timesteps_per_sample: int = Field(2, ge=1)  # of the sampler's grid, drawn without replacement
+    timestep_fraction: float = Field(1.0, gt=0, le=1)  # the grid's first part (high noise) that they are drawn from
     decay: Literal["on_policy", "linear", "delayed"] = "linear"  # of the behavior snapshot: the paper's types 0, 1, 2
+
+
+def num_probe_sigmas(num_steps: int, timestep_fraction: float) -> int:
+    """How many of the sampler's sigmas, from high noise, nft draws from."""
+    return max(1, round(timestep_fraction * num_steps))
 
 
 ObjectiveConfig = Annotated[GrpoConfig | NftConfig, Field(discriminator="name")]

@@ -211,6 +211,19 @@ def in_double(batch: MicroBatch) -> MicroBatch:
     return replace(batch, clean=batch.clean.double(), advantages=batch.advantages.double(), trajectory=block)
 
 
+@pytest.mark.parametrize(("fraction", "expected"), [(1.0, 6), (0.83, 5), (0.5, 3), (0.01, 1)])
+def test_probes_come_from_the_high_noise_part_of_the_grid(fraction: float, expected: int) -> None:
+    batch = make_batch(linear_policy(), nft())
+    grid = torch.linspace(1.0, 0.1, 6)
+    many = replace(batch, grid=grid, probe_seeds=tuple(range(batch.num_samples)))
+    seen = {
+        float(sigma)
+        for shift in range(60)
+        for sigma in draw_probes(replace(many, probe_seeds=tuple(seed + 1000 * shift for seed in many.probe_seeds)), 1, fraction).sigma.flatten()
+    }
+    assert seen == {float(sigma) for sigma in grid[:expected]}  # 60 x B draws: each of at most 6 sigmas is missed with p < 1e-4
+
+
 def test_nft_without_advantage_does_not_pull_at_the_behavior_policy() -> None:
     policy = linear_policy(dtype=torch.float64, fresh=False)
     objective = nft()

@@ -9,7 +9,7 @@ import torch
 from common.flow.noise import seeded_noise
 from common.policy.primitives import fm_errors
 from common.seeding import derive_seed
-from learner.config import NftConfig
+from learner.config import NftConfig, num_probe_sigmas
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.snapshots import Moment, SnapshotRule
 
@@ -56,11 +56,17 @@ class Probes:
     noise: torch.Tensor  # [n, B, C, h, w]
 
 
-def draw_probes(batch: MicroBatch, count: int) -> Probes:
-    """Draw each sample's sigmas from the sampler's own grid without replacement, and fresh noise, from its probe seed alone."""
+def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0) -> Probes:
+    """Draw each sample's sigmas and fresh noise from its probe seed alone.
+
+    Args:
+        count: sigmas a sample, without replacement.
+        fraction: of the sampler's own grid, counted from high noise, that they are drawn from.
+    """
+    num_sigmas = num_probe_sigmas(len(batch.grid), fraction)
     sigmas, noises = [], []
     for seed in batch.probe_seeds:
-        order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma"))).permutation(len(batch.grid))
+        order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma"))).permutation(num_sigmas)
         sigmas.append(batch.grid[torch.from_numpy(order[:count])])
         noises.append(seeded_noise(derive_seed(seed, "noise"), (count, *batch.clean.shape[1:])))
     return Probes(sigma=torch.stack(sigmas, dim=1).to(batch.clean), noise=torch.stack(noises, dim=1).to(batch.clean))
@@ -84,7 +90,7 @@ class Nft:
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> Probes:
         """The probes: the same in every step of the update."""
-        return draw_probes(batch, self.config.timesteps_per_sample)
+        return draw_probes(batch, self.config.timesteps_per_sample, self.config.timestep_fraction)
 
     def losses(self, batch: MicroBatch, anchors: Probes, context: LossContext) -> Iterator[LossTerm]:
         """One part a sigma: [rho l(v+) + (1 - rho) l(v-)] / beta * adv_clip + kl_beta * mean (v - v_base)^2."""
