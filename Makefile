@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check lint types slow bench curves clean
+.PHONY: setup demo test check lint types slow bench bench-control curves chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -34,11 +34,18 @@ check: lint types test  ## lint + types + tests
 bench: setup  ## speed and memory per stage, written to docs/benchmarks
 	$(PY) -m deploy.bench --model models/tiny-sd3 --out docs/benchmarks
 
+bench-control: setup  ## the control plane under 64 fake workers, 1,000 updates, about 20 minutes; written to docs/benchmarks
+	$(PY) -m deploy.bench_control --out docs/benchmarks
+
 curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file a run under docs/results
 	$(PY) -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45
-	$(PY) -m deploy.results run tiny-ocr --seeds 1,2,3 --minutes 45
+	$(PY) -m deploy.results run tiny-ocr --seeds 1,2,3 --minutes 12
 	$(PY) -m deploy.results run tiny-geneval-grpo --seeds 1 --minutes 45
 	$(PY) -m deploy.results draw
+
+chaos: setup  ## kill -9 thirty random processes of a real run, audit it, compare it bit by bit with one that nobody touched
+	rm -rf runs/chaos
+	$(PY) -m deploy.chaos --kills 30 --seed 1
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

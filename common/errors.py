@@ -47,6 +47,12 @@ class StallError(GateError):
         super().__init__("stall", message)
 
 
+class Interrupted(FlowfleetError):
+    """Somebody stopped the run; its state is saved, and the same command goes on (exit code 130)."""
+
+    exit_code = 130
+
+
 class StoreError(FlowfleetError):
     """The run directory refused a read or a write; nothing was acknowledged."""
 

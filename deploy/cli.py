@@ -7,9 +7,9 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from common.errors import FlowfleetError
+from common.errors import FlowfleetError, Interrupted
 from common.logs import configure_logging
-from deploy.commands import artifacts, catalog, evaluation, training
+from deploy.commands import artifacts, catalog, cluster, control, evaluation, training
 
 app = typer.Typer(
     name="flowfleet",
@@ -26,6 +26,8 @@ app.add_typer(reward_app, name="reward")
 training.register(app)
 evaluation.register(app)
 artifacts.register(app)
+control.register(app)
+cluster.register(app)
 catalog.register(app, recipes_app, reward_app)
 
 EXIT_INTERRUPTED = 130
@@ -40,6 +42,9 @@ def main() -> None:
     errors = Console(stderr=True)
     try:
         code = app(args=arguments, standalone_mode=False)
+    except Interrupted as stopped:
+        errors.print(f"stopped, the state is saved: {stopped}", style="bold", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(stopped.exit_code) from None
     except FlowfleetError as error:
         if debug:
             raise

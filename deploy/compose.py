@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config import config_digest
 from common.policy.config import ModelConfig
@@ -14,6 +14,7 @@ from common.store.prompts_order import BalancedOrder, PromptOrder
 from common.store.run_store import RunStore
 from common.types import Prompt
 from deploy.config import RunConfig, shipped_path
+from deploy.fakes import FakeEngines
 from deploy.gates import PromptSets
 from learner.build import LearnerSettings
 from reward_servers.build import ServerSettings
@@ -34,15 +35,16 @@ class RunParts:
     learner: LearnerSettings
     workers: tuple[WorkerSettings, ...]
     servers: tuple[ServerSettings, ...]
+    fakes: FakeEngines | None = None  # engines that sleep, where they stand for the recipe's
 
 
-def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation: int) -> RunParts:
-    """Derive every role's settings from the run's configuration."""
+def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation: int, fakes: FakeEngines | None = None) -> RunParts:
+    """Derive every role's settings from the run's configuration; with `fakes` their engines sleep."""
     protocol = evaluation_protocol(config, prompts)
     model = resolved_model(config.model)
     snapshots = tuple(sorted({"live", config.rollout.snapshot, config.evaluation.snapshot}))
     return RunParts(
-        config=config, store_url=store_url, incarnation=incarnation, train_prompts=prompts.train,
+        config=config, store_url=store_url, incarnation=incarnation, train_prompts=prompts.train, fakes=fakes,
         coordinator=CoordinatorSettings(
             run=config.run.name, config_digest=config_digest(config), schedule=config.schedule, store=config.store,
             groups_per_update=config.learner.groups_per_update, group_size=config.rollout.group_size,
@@ -51,16 +53,20 @@ def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation:
         learner=LearnerSettings(
             store_url=store_url, run_seed=config.run.seed, incarnation=incarnation, model=model, learner=config.learner,
             weights={reward.name: reward.weight for reward in config.reward if reward.use == "train"}, snapshots=snapshots,
+            fake=fakes.learner if fakes else None,
         ),
         workers=tuple(
             WorkerSettings(
                 slot=f"rollout.{index}", store_url=store_url, run=config.run.name, run_seed=config.run.seed, model=model,
-                rollout=config.rollout, evaluation=config.evaluation,
+                rollout=config.rollout, evaluation=config.evaluation, fake=fakes.rollout if fakes else None,
             )
             for index in range(config.rollout.num_workers)
         ),
         servers=tuple(
-            ServerSettings(slot=f"reward.{reward.name}.{index}", store_url=store_url, run=config.run.name, reward=reward)
+            ServerSettings(
+                slot=f"reward.{reward.name}.{index}", store_url=store_url, run=config.run.name, reward=reward,
+                fake=fakes.reward if fakes else None,
+            )
             for reward in config.reward
             for index in range(reward.num_servers)
         ),
@@ -105,6 +111,22 @@ def prompt_order(config: RunConfig, prompts: Sequence[Prompt]) -> Callable[[int]
     return PromptOrder(prompts, config.run.seed)
 
 
+def worker_settings(parts: RunParts, slot: str) -> WorkerSettings:
+    """The settings of a worker that the configuration need not count: `flowfleet scale` adds some."""
+    return replace(single_worker(parts), slot=slot)
+
+
+def server_settings(parts: RunParts, slot: str) -> ServerSettings:
+    """The same for a server of reward.NAME.<index>."""
+    name = slot.partition(".")[2].rpartition(".")[0]
+    known = {server.reward.name: server for server in parts.servers}
+    if name in known:
+        return replace(known[name], slot=slot)
+    reward = next(reward for reward in parts.config.reward if reward.name == name)
+    fake = parts.fakes.reward if parts.fakes else None
+    return ServerSettings(slot=slot, store_url=parts.store_url, run=parts.config.run.name, reward=reward, fake=fake)
+
+
 def single_worker(parts: RunParts) -> WorkerSettings:
     """The settings of the one worker of --local."""
     if parts.workers:
@@ -112,4 +134,5 @@ def single_worker(parts: RunParts) -> WorkerSettings:
     return WorkerSettings(
         slot="rollout.0", store_url=parts.store_url, run=parts.config.run.name, run_seed=parts.config.run.seed,
         model=parts.learner.model, rollout=parts.config.rollout, evaluation=parts.config.evaluation,
+        fake=parts.fakes.rollout if parts.fakes else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from common.config import StrictModel, apply_sets, parse, read_toml
 from common.errors import ConfigError
 from common.policy.config import ModelConfig
 from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
+from deploy.autoscale import AutoscaleSection
 from learner.config import GrpoConfig, LearnerConfig, NftConfig, num_probe_sigmas
 from reward_servers.config import RewardConfig
 from rollout_workers.config import RolloutConfig
@@ -42,6 +43,7 @@ class ClusterSection(StrictModel):
     learner_gpus: float = Field(0.0, ge=0)
     reward_gpus: float = Field(0.0, ge=0)  # a server
     start_timeout_s: float = Field(300.0, gt=0)  # until every actor has answered once
+    drain_timeout_s: float = Field(600.0, gt=0)  # until a drained actor has finished its group and left; after a stop, until all have
 
 
 class RunConfig(StrictModel):
@@ -57,6 +59,7 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     store: StoreConfig = StoreConfig()
     cluster: ClusterSection = ClusterSection()
+    autoscale: AutoscaleSection = AutoscaleSection()
 
     @property
     def images_per_update(self) -> int:

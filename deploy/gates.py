@@ -11,6 +11,7 @@ from common.store.run_store import RunStore
 from common.types import Prompt
 from deploy.config import RunConfig, shipped_path
 from deploy.plan import disk_gate
+from reward_servers.fake import FakeScorer
 from reward_servers.registry import check_known_score, make_scorer
 
 
@@ -54,6 +55,22 @@ def check_config(config: RunConfig) -> PromptSets:
     return prompts
 
 
+def check_fake_config(config: RunConfig) -> PromptSets:
+    """What still matters to engines that sleep: the disk cap and the prompt files. Raises GateError, DataError."""
+    reason = disk_gate(config)
+    if reason is not None:
+        raise GateError("disk", reason)
+    return load_prompts(config, [FakeScorer(reward.name, seconds=0.0) for reward in config.reward])
+
+
 def check_store(store: RunStore) -> None:
-    """The run directory refuses a second create and shows files to a second process. Raises GateError("store")."""
+    """The run directory refuses a second create and shows files to a second process; half-written files of dead writers are swept.
+
+    What every node of a cluster sees is checked by `deploy.store_probe`, once Ray is connected.
+
+    Raises:
+        GateError: named "store", saying which promise the store breaks.
+        StoreError: the store is away.
+    """
     store.probe()
+    store.sweep()

@@ -6,25 +6,33 @@ from typing import Any
 
 from common.policy.base import Policy
 from common.runtime import prepare_process
-from common.store.ending import Outcome
+from common.store.control import ControlReader
+from common.store.directive import Directive
+from common.store.ending import EndKind, Outcome
 from common.store.run_store import RunStore
 from common.types import Wait
 from deploy.compose import RunParts, coordinator_builder, single_worker
+from deploy.signals import StopSignals
+from deploy.wishes import configured_sizes, take_requests
 from learner.build import LearnerProcess
 from reward_servers.build import build_server
 from reward_servers.server import scoring_loop
 from rollout_workers.build import build_local_worker
 
 IDLE_S = 0.02  # between rounds in which every loop waits
+CONTROL_POLL_S = 2.0
 
 
-def run_local(parts: RunParts, show: Callable[[dict[str, Any]], None], policy: Policy | None = None) -> Outcome:
+def run_local(
+    parts: RunParts, show: Callable[[dict[str, Any]], None], policy: Policy | None = None, *, signals: StopSignals | None = None
+) -> Outcome:
     """Run to the end in this process.
 
     Args:
         parts: of `compose`.
         show: takes the Coordinator's summary after each round.
         policy: a loaded one to use instead of loading the model (tests).
+        signals: what asks for a drain; without it nothing does.
 
     Returns:
         How the run ended; a guard's end is the caller's to raise.
@@ -36,15 +44,39 @@ def run_local(parts: RunParts, show: Callable[[dict[str, Any]], None], policy: P
     loops: dict[str, Iterator[Wait]] = {"rollout": worker.loop()}
     loops |= {server.slot: scoring_loop(build_server(server, coordinator)) for server in parts.servers}
     loops["learner"] = learner.loop()
+    stops = LocalStops(parts, signals)
     try:
         while loops:
             take_turns(loops)
-            coordinator.tick()
+            coordinator.tick(Directive(ended=stops.look()))
             show(coordinator.summary())
             time.sleep(IDLE_S)
     finally:
         coordinator.close("the local process ends")
     return coordinator.outcome()
+
+
+class LocalStops:
+    """Who asked this process to stop: a signal, or `flowfleet stop`. There is no fleet to scale here."""
+
+    def __init__(self, parts: RunParts, signals: StopSignals | None) -> None:
+        self._control, self._signals = ControlReader(RunStore(parts.store_url), parts.incarnation), signals
+        self._sizes, self._looked_at = configured_sizes(parts.config), time.monotonic()
+        self._ended: Outcome | None = None
+        if signals is not None:
+            signals.arm()
+
+    def look(self) -> Outcome | None:
+        """The end that was asked for, None while nobody has."""
+        if self._signals is not None and self._signals.reason and self._ended is None:
+            self._ended = Outcome(kind=EndKind.STOPPED, reason=f"{self._signals.reason}; the same command goes on")
+        now = time.monotonic()
+        if now - self._looked_at >= CONTROL_POLL_S:
+            self._looked_at = now
+            for _, sentence, stop in take_requests(self._control.poll(), self._sizes, is_start=False):
+                if stop and self._ended is None:
+                    self._ended = Outcome(kind=EndKind.STOPPED, reason=sentence)
+        return self._ended
 
 
 def take_turns(loops: dict[str, Iterator[Wait]]) -> None:

@@ -9,6 +9,7 @@ from common.store.claim import newest_incarnation
 from common.store.manifests import read_claim
 from common.store.run_store import RunStore
 from deploy.config import RunConfig
+from deploy.fakes import FakeEngines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,12 @@ class StartOptions:
     takeover: bool = False
     allow_changes: tuple[str, ...] = ()
     address: str | None = None
+    fakes: FakeEngines | None = None  # engines that sleep, instead of the recipe's
 
 
-def default_run_dir(config: RunConfig) -> str:
-    """runs/<name> of the working directory."""
-    return str(Path("runs") / config.run.name)
+def default_run_dir(config: RunConfig, fakes: FakeEngines | None = None) -> str:
+    """runs/<name> of the working directory; runs/<name>-fake for fake engines."""
+    return str(Path("runs") / (config.run.name if fakes is None else f"{config.run.name}-fake"))
 
 
 def run_config_of(store: RunStore) -> RunConfig:

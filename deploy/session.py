@@ -16,16 +16,17 @@ from common.store.run_store import RunStore
 from deploy.compose import RunParts, compose
 from deploy.config import RunConfig
 from deploy.environment import encode_environment
-from deploy.gates import check_config, check_store
+from deploy.gates import check_config, check_fake_config, check_store
 from deploy.live import LiveLine
 from deploy.local_run import run_local
 from deploy.options import StartOptions
 from deploy.plan import describe
 from deploy.ray_run import run_on_ray
+from deploy.signals import StopSignals
 
-SPEED_ONLY = ("cluster", "store", "run.about", "rollout.num_workers", "evaluation.every", "evaluation.at_start", "schedule.num_updates",
+SPEED_ONLY = ("cluster", "autoscale", "store", "run.about", "rollout.num_workers", "evaluation.every", "evaluation.at_start", "schedule.num_updates",
               "schedule.time_limit_s", "schedule.lease_timeout_s", "schedule.group_timeout_s", "schedule.stall_timeout_s",
-              "model.path", "prompts.train", "prompts.test")  # fmt: skip
+              "model.path", "prompts.train", "prompts.test", "learner.num_ranks", "learner.rank_timeout_s")  # fmt: skip
 """Keys that a resume may change freely: they change speed, length or place, not what an update computes."""
 
 
@@ -36,24 +37,27 @@ def run_session(config: RunConfig, options: StartOptions, console: Console) -> O
         FlowfleetError: with the exit code that the command ends with.
     """
     store = RunStore(options.run_dir)
-    prompts = check_config(config)
+    prompts = check_config(config) if options.fakes is None else check_fake_config(config)
     check_store(store)
     check_resume(store, config, options)
     incarnation = _claim(store, config, options, console)
     for line in describe(config, local=options.local):
         console.print(line, highlight=False, soft_wrap=True)
-    parts = compose(config, prompts, options.run_dir, incarnation)
-    with LiveLine(console=console, num_updates=config.schedule.num_updates, time_limit_s=config.schedule.time_limit_s) as live:
-        outcome = _drive(parts, options, live)
+    if options.fakes is not None:
+        console.print(options.fakes.describe(), highlight=False, soft_wrap=True)
+    parts = compose(config, prompts, options.run_dir, incarnation, options.fakes)
+    live = LiveLine(console=console, num_updates=config.schedule.num_updates, time_limit_s=config.schedule.time_limit_s)
+    with StopSignals(lambda text: console.print(text, highlight=False)) as signals, live:
+        outcome = _drive(parts, options, live, signals)
     console.print(f"{outcome.kind}: {outcome.reason}", highlight=False)
     outcome.raise_if_failed()
     return outcome
 
 
-def _drive(parts: RunParts, options: StartOptions, live: LiveLine) -> Outcome:
+def _drive(parts: RunParts, options: StartOptions, live: LiveLine, signals: StopSignals) -> Outcome:
     if options.local:
-        return run_local(parts, live.update)
-    return run_on_ray(parts, live.update, options.address)
+        return run_local(parts, live.update, signals=signals)
+    return run_on_ray(parts, live.update, options.address, signals)
 
 
 def _claim(store: RunStore, config: RunConfig, options: StartOptions, console: Console) -> int:
@@ -84,7 +88,8 @@ def check_resume(store: RunStore, config: RunConfig, options: StartOptions) -> N
         raise ConfigError(f"train: {options.run_dir} holds a run already and --resume never was given; choose another --run-dir")
     before = flatten(dict(read_claim(store, newest).config))
     after = flatten(config.model_dump(mode="json"))
-    allowed = (*SPEED_ONLY, *options.allow_changes)
+    servers = tuple(f"reward.{index}.num_servers" for index in range(len(config.reward)))
+    allowed = (*SPEED_ONLY, *servers, *options.allow_changes)
     changed = [
         key for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(key == name or key.startswith(f"{name}.") for name in allowed)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from common.errors import AlreadyExists
@@ -12,8 +13,8 @@ from common.types import Manifest, Publication, RolloutGroup
 from learner.config import LearnerConfig
 from learner.history import encode_history
 from learner.metrics import live_metrics, metrics_record
-from learner.publishing import Publisher
-from learner.state import RunFiles, StateArchive
+from learner.publishing import FrozenVersion, Publisher
+from learner.state import FrozenState, RunFiles, StateArchive, freeze_state
 from learner.update import Learner, UpdateResult
 
 _log = get_logger("learner.archive")
@@ -33,6 +34,17 @@ class NoImageStatistics:
     def read(self, manifest: Manifest) -> Mapping[str, float]:
         """Return nothing."""
         return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenUpdate:
+    """What an update leaves behind, for the writer: nothing in it moves while the learner goes on."""
+
+    manifest: Manifest
+    groups: tuple[RolloutGroup, ...]
+    result: UpdateResult
+    version: FrozenVersion
+    state: FrozenState | None  # where one is due
 
 
 class RunArchive:
@@ -66,7 +78,7 @@ class RunArchive:
         else:
             self._states.load(learner, update)
             _log.info("resumed from the state of update %d", update)
-        return self.publish(learner)
+        return self._publisher.publish(self._publisher.freeze(learner))
 
     def _resumable(self) -> int | None:
         complete = self._states.complete_updates()
@@ -74,24 +86,30 @@ class RunArchive:
         sound = [update for update in complete if update == 0 or history_path(update) in recorded]
         return max(sound or complete, default=None)
 
-    def save_state_when_due(self, learner: Learner) -> None:
-        """Commit a LearnerState every state_interval updates."""
-        if learner.version % self._interval == 0:
-            self._states.save(learner)
-
-    def save_state(self, learner: Learner) -> None:
+    def save_last_state(self, learner: Learner) -> None:
         """Commit the LearnerState of the learner's version, unless there is one: before the run ends."""
         if learner.version not in self._states.complete_updates():
             self._states.save(learner)
 
-    def publish(self, learner: Learner) -> Publication:
-        """Commit the adapter file of the learner's version, or find the one that exists; return what stands."""
-        return self._publisher.publish(learner)
+    def freeze(self, learner: Learner, manifest: Manifest, groups: Sequence[RolloutGroup], result: UpdateResult) -> FrozenUpdate:
+        """Return what an update leaves behind, with its LearnerState every state_interval updates."""
+        return FrozenUpdate(
+            manifest=manifest, groups=tuple(groups), result=result, version=self._publisher.freeze(learner),
+            state=freeze_state(learner) if learner.version % self._interval == 0 else None,
+        )  # fmt: skip
 
-    def record(
-        self, manifest: Manifest, groups: Sequence[RolloutGroup], result: UpdateResult, seconds: Mapping[str, float]
-    ) -> dict[str, float]:
+    def save_state(self, frozen: FrozenUpdate) -> None:
+        """Commit the LearnerState of an update where one is due."""
+        if frozen.state is not None:
+            self._states.commit(frozen.state)
+
+    def publish(self, frozen: FrozenUpdate) -> Publication:
+        """Commit the adapter file of an update, or find the one that exists; return what stands."""
+        return self._publisher.publish(frozen.version)
+
+    def record(self, frozen: FrozenUpdate, seconds: Mapping[str, float]) -> dict[str, float]:
         """Commit history and metrics of an update; return its numbers for the live line."""
+        manifest, groups, result = frozen.manifest, frozen.groups, frozen.result
         record = metrics_record(
             manifest, result.batch, incarnation=self._incarnation, time_unix=self._unix_clock(), seconds=seconds,
             learner={**result.metrics, "replay_differences": float(self.num_differences)}, image_statistics=self._statistics.read(manifest),

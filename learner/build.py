@@ -1,14 +1,18 @@
 """Builds the learner from its config sections."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
+from common.fakes import FakeSpec
 from common.gauges import Gauges
 from common.heartbeat import Heartbeat, HeldLeases
 from common.policy.base import Policy
 from common.policy.config import ModelConfig
+from common.policy.fake import FakePolicy
 from common.policy.load import load_policy
 from common.protocols import LearnerDesk
 from common.store.faces import GroupFiles
@@ -17,9 +21,18 @@ from common.store.run_store import RunStore
 from common.types import Manifest, Wait
 from learner.archive import RunArchive
 from learner.config import LearnerConfig
-from learner.loop import learner_loop
+from learner.fake import FakeLearner
+from learner.loop import follower_loop, learner_loop
 from learner.publishing import Publisher
-from learner.update import make_learner
+from learner.ranks import Ranks
+from learner.state import StateArchive
+from learner.update import Learner, make_learner
+from learner.writer import InlineWriter, Writer
+
+
+def load_learner_policy(model: ModelConfig, fake: FakeSpec | None = None) -> Policy:
+    """Load what a learner in a process of its own needs: the transformer; text features come from the group files."""
+    return load_policy(model, with_vae=False, with_text=False) if fake is None else FakePolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +46,14 @@ class LearnerSettings:
     learner: LearnerConfig
     weights: Mapping[str, float]  # train reward -> weight
     snapshots: tuple[str, ...]  # that rollouts and evaluation use: those are published
+    fake: FakeSpec | None = None  # a fake engine instead of the model
+
+
+def _make_learner(settings: LearnerSettings, policy: Policy, pause: Callable[[float], None]) -> Learner:
+    if settings.fake is None:
+        return make_learner(policy, settings.learner, settings.weights, settings.run_seed, base_dtype=settings.model.dtype)
+    seconds = settings.fake.seconds_of("learner")
+    return FakeLearner(policy, settings.learner, weights=settings.weights, run_seed=settings.run_seed, seconds=seconds, pause=pause)
 
 
 class MediaStatistics:
@@ -50,21 +71,42 @@ class MediaStatistics:
 class LearnerProcess:
     """The learner with its loop, for an actor or for --local."""
 
-    def __init__(self, settings: LearnerSettings, desk: LearnerDesk, policy: Policy | None = None) -> None:
-        """Load a policy of its own unless one is lent (--local). Raises ModelError, ConfigError."""
+    def __init__(
+        self, settings: LearnerSettings, desk: LearnerDesk, policy: Policy | None = None, *,
+        writer: Writer | None = None, pause: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        """Prepare a learner.
+
+        Args:
+            policy: lent to it; without one it loads the whole model, for the others of its process too (--local).
+            writer: of an update's files; the loop itself (InlineWriter) when absent.
+            pause: how a fake engine spends its seconds; a simulation passes its own.
+
+        Raises:
+            ModelError, ConfigError: what loading finds.
+        """
         store = RunStore(settings.store_url)
-        self.policy = policy or load_policy(settings.model)
+        self.policy = policy or (load_policy(settings.model) if settings.fake is None else FakePolicy())
         self._desk, self._source = desk, GroupFiles(store)
-        self._learner = make_learner(
-            self.policy, settings.learner, settings.weights, settings.run_seed, base_dtype=settings.model.dtype
-        )  # fmt: skip
+        self._learner = _make_learner(settings, self.policy, pause)
         publisher = Publisher(store, incarnation=settings.incarnation, snapshots=settings.snapshots)
         self._archive = RunArchive(store, settings.learner, publisher, incarnation=settings.incarnation, statistics=MediaStatistics(store))
+        self._states = StateArchive(store, states_kept=settings.learner.states_kept, writer_id="follower")
+        self._writer: Writer = writer or InlineWriter()
         self.gauges = Gauges()
 
+    def join(self, ranks: Ranks) -> None:
+        """Share every minibatch with other ranks from now on."""
+        self._learner.ranks = ranks
+
     def loop(self) -> Iterator[Wait]:
-        """Return the learner's loop for a caller that drives it."""
-        return learner_loop(self._learner, self._desk, self._source, self._archive)
+        """Return the learner's loop for a caller that drives it: alone, or as rank 0."""
+        with closing(self._writer) as writer:
+            yield from learner_loop(self._learner, self._desk, self._source, self._archive, writer=writer)
+
+    def follow(self) -> Iterator[Wait]:
+        """Return the loop of the other ranks."""
+        return follower_loop(self._learner, self._source, self._states)
 
     def heartbeat(self, *, retry_on: tuple[type[Exception], ...] = ()) -> Heartbeat:
         """Return a heartbeat that shows the learner alive."""

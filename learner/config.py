@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config import StrictModel
 
@@ -51,6 +51,8 @@ class LearnerConfig(StrictModel):
     optimizer_steps: int = Field(1, ge=1)  # M; P % M == 0
     micro_batch: int = Field(16, ge=1)  # samples a forward; changes bits, so it is a key
     num_threads: int = Field(1, ge=1)
+    num_ranks: int = Field(1, ge=1)  # processes that share each optimizer step by whole groups; speed only; (P / M) % num_ranks == 0
+    rank_timeout_s: float = Field(600.0, gt=0)  # for any word between ranks: a rank that is silent for longer is lost
     objective: ObjectiveConfig = GrpoConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     anchor: Literal["auto", "recompute", "behavior"] = "auto"  # auto: behavior on CPU float32, recompute elsewhere
@@ -58,9 +60,20 @@ class LearnerConfig(StrictModel):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)  # linear
+    decay_steps: int = Field(0, ge=0)  # from this step on the rate falls as decay_steps / step; 0: constant
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9, ge=0, lt=1)  # decay = min((1+n)/(10+n), ema_decay)
     state_interval: int = Field(1, ge=1)  # updates between LearnerStates
     states_kept: int = Field(2, ge=1)
     max_nonfinite: int = Field(3, ge=1)  # skipped steps in a row before the run stops
+
+    @model_validator(mode="after")
+    def _ranks_share_steps(self) -> "LearnerConfig":
+        groups = self.groups_per_update // self.optimizer_steps
+        if self.groups_per_update % self.optimizer_steps == 0 and groups % self.num_ranks:
+            raise ValueError(
+                f"num_ranks={self.num_ranks} does not divide the {groups} groups of an optimizer step (groups_per_update / optimizer_steps); "
+                "ranks share a step by whole groups; change one of the three"
+            )
+        return self

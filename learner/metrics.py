@@ -1,5 +1,6 @@
 """Sums of what the losses report, and the metrics record of an update."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +36,11 @@ class Tally:
         self._sums[name] = self._sums.get(name, 0.0) + float(values.double().sum())
         self._counts[name] += values.numel()
 
+    def add_number(self, name: str, value: float) -> None:
+        """Count one value that is reported under `name`."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counts[name] += 1
+
     def merge(self, other: "Tally") -> None:
         """Count everything that another tally counted."""
         for name, total in other._sums.items():
@@ -43,6 +49,19 @@ class Tally:
         for name, (low, high) in other._ends.items():
             found = self._ends.get(name, (low, high))
             self._ends[name] = min(low, found[0]), max(high, found[1])
+
+    def encode(self, loss: float) -> bytes:
+        """Return everything counted, with this rank's part of the loss, as JSON: floats survive it bit for bit."""
+        return json.dumps({"loss": loss, "sums": self._sums, "counts": self._counts, "ends": self._ends}).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> tuple["Tally", float]:
+        """Return what `encode` was called with."""
+        facts = json.loads(content)
+        tally = cls()
+        tally._sums, tally._counts = facts["sums"], Counter(facts["counts"])
+        tally._ends = {name: (low, high) for name, (low, high) in facts["ends"].items()}
+        return tally, facts["loss"]
 
     def metrics(self) -> dict[str, float]:
         """The means by name, and _min and _max of ranges; names that were never given are absent."""

@@ -25,14 +25,10 @@ class SampleRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
-    """The samples of one optimizer step, cut into forwards."""
+    """One rank's samples of one optimizer step, cut into forwards."""
 
-    micro_batches: tuple[tuple[SampleRef, ...], ...]
-
-    @property
-    def num_samples(self) -> int:
-        """The kept count that every sample's loss is divided by."""
-        return sum(len(refs) for refs in self.micro_batches)
+    micro_batches: tuple[tuple[SampleRef, ...], ...]  # none when all of the rank's samples are masked
+    num_samples: int  # unmasked ones on all ranks together: what every sample's loss is divided by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +43,10 @@ class UpdateInput:
 
 
 def plan_minibatches(
-    mask: BoolArray, samplers: Sequence[SamplerSpec], *, num_minibatches: int, micro_batch: int, seed: int, whole_groups: bool
-) -> tuple[Minibatch, ...]:
-    """Cut an update's groups into minibatches of whole groups, and their unmasked samples into micro-batches.
+    mask: BoolArray, samplers: Sequence[SamplerSpec], *, num_minibatches: int, micro_batch: int, seed: int, whole_groups: bool,
+    rank: int = 0, num_ranks: int = 1,
+) -> tuple[Minibatch, ...]:  # fmt: skip
+    """Cut an update's groups into minibatches of whole groups, and a rank's unmasked samples of each into micro-batches.
 
     A micro-batch may cross groups that were sampled alike (same kernel, noise level, grid, guidance and window size).
 
@@ -60,9 +57,10 @@ def plan_minibatches(
         micro_batch: samples a forward.
         seed: of the groups' order.
         whole_groups: never split a group.
+        rank: whose samples; every rank gets as many groups of each minibatch.
 
     Raises:
-        ConfigError: P is no multiple of M, or a whole group does not fit a micro-batch.
+        ConfigError: P is no multiple of M, P / M none of the ranks, or a whole group does not fit a micro-batch.
     """
     num_groups = len(mask)
     if num_groups % num_minibatches:
@@ -70,12 +68,33 @@ def plan_minibatches(
             f"Learner: {num_groups} groups came for optimizer_steps={num_minibatches}; minibatches are whole groups of equal number; "
             "make learner.groups_per_update a multiple of learner.optimizer_steps"
         )
+    check_split(num_groups // num_minibatches, num_ranks)
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(num_groups)
-    shares = np.split(order, num_minibatches)
+    shares = [np.sort(share) for share in np.split(order, num_minibatches)]
+    own = [np.split(share, num_ranks)[rank] for share in shares]
     return tuple(
-        Minibatch(micro_batches=_cut([_refs(mask, int(group)) for group in np.sort(share)], samplers, micro_batch, whole_groups))
-        for share in shares
+        Minibatch(
+            micro_batches=_cut([_refs(mask, int(group)) for group in groups], samplers, micro_batch, whole_groups),
+            num_samples=int(mask[share].sum()),
+        )
+        for share, groups in zip(shares, own, strict=True)
     )
+
+
+def check_split(groups_per_step: int, num_ranks: int) -> None:
+    """Check that ranks get as many whole groups of each minibatch.
+
+    Args:
+        groups_per_step: P / M.
+
+    Raises:
+        ConfigError: it is no multiple of the ranks.
+    """
+    if groups_per_step % num_ranks:
+        raise ConfigError(
+            f"Learner: an optimizer step takes {groups_per_step} groups (groups_per_update / optimizer_steps) and learner.num_ranks is "
+            f"{num_ranks}; ranks share a step by whole groups; make the number of groups a multiple of learner.num_ranks"
+        )
 
 
 def _refs(mask: BoolArray, group: int) -> tuple[SampleRef, ...]:

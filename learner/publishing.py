@@ -1,6 +1,7 @@
 """Policy versions: the snapshots that rollouts and evaluation use, one file a version, created once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from common.errors import AlreadyExists
 from common.logs import get_logger
@@ -14,6 +15,15 @@ from learner.update import Learner
 _log = get_logger("learner.publishing")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenVersion:
+    """A policy version as the bytes of its file: the learner may go on while it is written."""
+
+    content: bytes
+    adapter: AdapterId
+    snapshots: Mapping[str, SnapshotInfo]
+
+
 class Publisher:
     """Writes policy/iNNNN/vNNNNNN.safetensors for one incarnation."""
 
@@ -24,11 +34,8 @@ class Publisher:
         self._snapshots = sorted(set(snapshots))
         self.num_differences = 0  # replayed versions whose weights differ from the file that was found
 
-    def publish(self, learner: Learner) -> Publication:
-        """Publish the learner's version, unless it or a newer one is out: a replay keeps what it finds.
-
-        Returns:
-            What stands: this version, or the newest one where that is newer.
+    def freeze(self, learner: Learner) -> FrozenVersion:
+        """Return the learner's version of this moment; runs the canary's forwards, so it is the loop's to call.
 
         Raises:
             ConfigError: a snapshot that the objective does not keep.
@@ -36,14 +43,22 @@ class Publisher:
         states = {name: learner.snapshot_state(name) for name in self._snapshots}
         infos = {name: inspect_snapshot(learner.policy, state) for name, state in states.items()}
         content, adapter = write_adapter_bytes(states, infos, incarnation=self._incarnation, version=learner.version)
-        found = self._published()
-        if not found or max(found) < learner.version:
-            path = adapter_path(self._incarnation, learner.version)
-            if self._create(path, content):
-                return Publication(adapter=adapter, path=path, snapshots=infos)
-            found = found | {learner.version: path}
-        if learner.version in found:
-            self._compare(self._read(found[learner.version]).adapter, adapter)
+        return FrozenVersion(content=content, adapter=adapter, snapshots=infos)
+
+    def publish(self, frozen: FrozenVersion) -> Publication:
+        """Commit a version, unless it or a newer one is out: a replay keeps what it finds.
+
+        Returns:
+            What stands: this version, or the newest one where that is newer.
+        """
+        version, found = frozen.adapter.version, self._published()
+        if not found or max(found) < version:
+            path = adapter_path(self._incarnation, version)
+            if self._create(path, frozen.content):
+                return Publication(adapter=frozen.adapter, path=path, snapshots=frozen.snapshots)
+            found = found | {version: path}
+        if version in found:
+            self._compare(self._read(found[version]).adapter, frozen.adapter)
         return self._read(found[max(found)])
 
     def _create(self, path: str, content: bytes) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import safetensors.torch
@@ -62,6 +63,20 @@ def collect_facts(learner: Learner) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenState:
+    """A LearnerState as bytes: the learner may go on while it is written."""
+
+    update: int
+    content: bytes  # safetensors
+    facts: Mapping[str, Any]
+
+
+def freeze_state(learner: Learner) -> FrozenState:
+    """Return the learner's state of this moment."""
+    return FrozenState(update=learner.version, content=safetensors.torch.save(collect_tensors(learner)), facts=collect_facts(learner))
+
+
 def restore(learner: Learner, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Put a saved state into a learner that was composed from the same config.
 
@@ -108,19 +123,22 @@ class StateArchive:
         return sorted(update for update in found if update is not None)
 
     def save(self, learner: Learner) -> None:
-        """Commit the state of the learner's version, then thin; a state that exists is kept."""
-        content = safetensors.torch.save(collect_tensors(learner))
-        digest = hashlib.sha256(content).hexdigest()
+        """Commit the state of the learner's version."""
+        self.commit(freeze_state(learner))
+
+    def commit(self, state: FrozenState) -> None:
+        """Commit a state, complete.json last, then thin; a state that exists is kept."""
+        digest = hashlib.sha256(state.content).hexdigest()
         name = f"state.{digest[:16]}.safetensors"
-        complete = collect_facts(learner) | {"file": name, "sha256": digest}
+        complete = {**state.facts, "file": name, "sha256": digest}
         try:
-            self._files.create_exclusive(f"{learner_directory(learner.version)}/{name}", content, writer_id=self._writer_id)
+            self._files.create_exclusive(f"{learner_directory(state.update)}/{name}", state.content, writer_id=self._writer_id)
             self._files.create_exclusive(
-                learner_complete_path(learner.version), json.dumps(complete, sort_keys=True).encode(), writer_id=self._writer_id
+                learner_complete_path(state.update), json.dumps(complete, sort_keys=True).encode(), writer_id=self._writer_id
             )
         except AlreadyExists:
             self.num_differences += 1
-            _log.warning("state of update %d exists with other content; the replay keeps the file it found", learner.version)
+            _log.warning("state of update %d exists with other content; the replay keeps the file it found", state.update)
         self._thin()
 
     def load(self, learner: Learner, update: int) -> None:

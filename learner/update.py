@@ -1,5 +1,6 @@
 """The Learner: one manifest and its groups in, a new policy version out."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from learner.metrics import Tally
 from learner.minibatches import SampleRef, UpdateInput, check_groups, collate, plan_minibatches
 from learner.objectives.base import LossContext, MicroBatch, Needs, Objective
 from learner.objectives.registry import Anchor, make_objective
+from learner.ranks import Ranks, SoloRanks, check_agreement
 from learner.snapshots import LIVE, Moment, Snapshots, ema_rule
 
 EMA = "ema"
@@ -59,6 +61,7 @@ class Learner:
         self.snapshots = Snapshots(self.live, {EMA: ema_rule(config.ema_decay), **objective.needs.snapshots})
         self.num_optimizer_steps = 0
         self.num_nonfinite = 0  # skipped steps in a row
+        self.ranks: Ranks = SoloRanks()  # who share each minibatch; a process of several sets it before the first update
         self.optimizer = torch.optim.AdamW(
             policy.adapter_parameters(), lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps,
             weight_decay=config.weight_decay, foreach=False,
@@ -88,12 +91,15 @@ class Learner:
         plan = plan_minibatches(
             batch.mask, [group.sampler for group in groups], num_minibatches=self._config.optimizer_steps,
             micro_batch=self._config.micro_batch, seed=derive_seed(self._run_seed, "minibatches", manifest.update),
-            whole_groups=self.objective.needs.whole_groups,
+            whole_groups=self.objective.needs.whole_groups, rank=self.ranks.rank, num_ranks=self.ranks.size,
         )  # fmt: skip
         anchored = [[(refs, self._anchors(refs, source)) for refs in minibatch.micro_batches] for minibatch in plan]
         tally = Tally()
-        outcomes = [self._train(minibatch, source, tally) for minibatch in anchored if minibatch]
-        self.snapshots.move(Moment.UPDATE, self.policy.read_adapter())
+        steps = [(minibatch.num_samples, own) for minibatch, own in zip(plan, anchored, strict=True) if minibatch.num_samples]
+        outcomes = [self._train(own, source, tally, count) for count, own in steps]
+        live = self.policy.read_adapter()
+        check_agreement(self.ranks, live, manifest.update)
+        self.snapshots.move(Moment.UPDATE, live)
         self.version = manifest.update
         return self._result(batch, tally, outcomes)
 
@@ -109,15 +115,14 @@ class Learner:
             self.live = self.policy.read_adapter()
             self.policy.load_adapter(found)
 
-    def _train(self, minibatch: Sequence[Anchored], source: UpdateInput, tally: Tally) -> bool:
-        """One optimizer step; False when it was skipped."""
+    def _train(self, minibatch: Sequence[Anchored], source: UpdateInput, tally: Tally, count: int) -> bool:
+        """One optimizer step on all ranks' samples, of which `count` are unmasked; False when it was skipped, on every rank."""
         self.optimizer.zero_grad(set_to_none=True)
-        count = sum(len(refs) for refs, _ in minibatch)
-        seen = Tally()
-        loss = self._accumulate(minibatch, source, seen, count)
+        seen, loss = self._sum_tallies(*self._accumulate(minibatch, source, count))
         self._gates.after_first_minibatch(source.manifest, self, seen)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.adapter_parameters(), self._config.max_grad_norm, foreach=False)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        self.ranks.sum_gradients(self.policy.adapter_parameters())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.adapter_parameters(), self._config.max_grad_norm, foreach=False))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             self._skip(loss, norm)
             return False
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
@@ -126,13 +131,13 @@ class Learner:
         self.num_nonfinite = 0
         self.snapshots.move(Moment.STEP, self.policy.read_adapter())
         tally.merge(seen)
-        tally.add_values("loss", loss)
-        tally.add_values("grad_norm", norm)
+        tally.add_number("loss", loss)
+        tally.add_number("grad_norm", norm)
         return True
 
-    def _accumulate(self, minibatch: Sequence[Anchored], source: UpdateInput, tally: Tally, count: int) -> torch.Tensor:
-        """Add up the gradients of loss / count over micro-batches and loss terms; return the minibatch's loss."""
-        total = torch.zeros((), device=self.policy.device)
+    def _accumulate(self, minibatch: Sequence[Anchored], source: UpdateInput, count: int) -> tuple[Tally, float]:
+        """Add up the gradients of loss / count over this rank's micro-batches and loss terms; return what they report, and their loss."""
+        tally, total = Tally(), torch.zeros((), device=self.policy.device)
         for refs, anchors in minibatch:
             micro = self._collate(refs, source)
             for term in self.objective.losses(micro, anchors, self._context()):
@@ -140,7 +145,15 @@ class Learner:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
                 tally.add(term)
-        return total
+        return tally, float(total)
+
+    def _sum_tallies(self, own: Tally, loss: float) -> tuple[Tally, float]:
+        """All ranks' reports and losses, added up in rank order: the same numbers on every rank."""
+        parts = [Tally.decode(content) for content in self.ranks.share(own.encode(loss))]
+        total = Tally()
+        for part, _ in parts:
+            total.merge(part)
+        return total, sum(part_loss for _, part_loss in parts)
 
     def _anchors(self, refs: Sequence[SampleRef], source: UpdateInput) -> Any:
         with torch.no_grad():
@@ -154,18 +167,20 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next optimizer step: linear warm-up over warmup_steps, then constant."""
-        warmup = self._config.warmup_steps
-        return self._config.learning_rate * (min(1.0, (self.num_optimizer_steps + 1) / warmup) if warmup else 1.0)
+        """Of the next optimizer step: linear warm-up over warmup_steps, constant, and decay_steps / step from that step on."""
+        step, warmup, decay = self.num_optimizer_steps + 1, self._config.warmup_steps, self._config.decay_steps
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        fall = min(1.0, decay / step) if decay else 1.0
+        return self._config.learning_rate * rise * fall
 
-    def _skip(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    def _skip(self, loss: float, norm: float) -> None:
         self.num_nonfinite += 1
         self.optimizer.zero_grad(set_to_none=True)
-        _log.warning("loss %s, gradient norm %s: step skipped (%d in a row)", float(loss), float(norm), self.num_nonfinite)
+        _log.warning("loss %s, gradient norm %s: step skipped (%d in a row)", loss, norm, self.num_nonfinite)
         if self.num_nonfinite >= self._config.max_nonfinite:
             raise GateError(
                 "non_finite",
-                f"Learner: loss {float(loss)}, gradient norm {float(norm)} in update {self.version + 1}; {self.num_nonfinite} steps in a "
+                f"Learner: loss {loss}, gradient norm {norm} in update {self.version + 1}; {self.num_nonfinite} steps in a "
                 "row were not finite (learner.max_nonfinite); lower learner.learning_rate, or use model.dtype = float32",
             )
 

@@ -1,13 +1,17 @@
 """Builds a reward server from its config section."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from common.fakes import FakeSpec
 from common.gauges import Gauges
 from common.heartbeat import Heartbeat, HeldLeases
-from common.protocols import ScoringDesk
+from common.protocols import Scorer, ScoringDesk
 from common.store.faces import MediaFiles, ScoreFiles
 from common.store.run_store import RunStore
 from reward_servers.config import RewardConfig
+from reward_servers.fake import FAKE_MICRO_BATCH, FakeScorer
 from reward_servers.registry import make_scorer
 from reward_servers.server import RewardServer
 
@@ -20,17 +24,27 @@ class ServerSettings:
     store_url: str
     run: str
     reward: RewardConfig
+    fake: FakeSpec | None = None  # a fake engine instead of the scorer
 
 
-def build_server(settings: ServerSettings, desk: ScoringDesk) -> RewardServer:
-    """Return a server with its scorer loaded. Raises ConfigError for an unknown reward or option."""
+def build_server(settings: ServerSettings, desk: ScoringDesk, *, pause: Callable[[float], None] = time.sleep) -> RewardServer:
+    """Return a server with its scorer loaded.
+
+    pause: how a fake engine spends its seconds; a simulation passes its own. Raises ConfigError for an unknown reward or option.
+    """
     store = RunStore(settings.store_url)
-    return RewardServer(
-        desk=desk, slot=settings.slot, run=settings.run, reward=settings.reward.name,
-        scorer=make_scorer(settings.reward.name, settings.reward.options),
+    server = RewardServer(
+        desk=desk, slot=settings.slot, run=settings.run, reward=settings.reward.name, scorer=_scorer(settings, pause),
         source=MediaFiles(store), sink=ScoreFiles(store), max_groups=settings.reward.max_groups,
         held=HeldLeases(), gauges=Gauges(),
     )  # fmt: skip
+    return server if settings.fake is None else replace(server, micro_batch=FAKE_MICRO_BATCH)
+
+
+def _scorer(settings: ServerSettings, pause: Callable[[float], None]) -> Scorer:
+    if settings.fake is None:
+        return make_scorer(settings.reward.name, settings.reward.options)
+    return FakeScorer(settings.reward.name, seconds=settings.fake.seconds_of(settings.slot), pause=pause)
 
 
 def build_heartbeat(server: RewardServer, desk: ScoringDesk, *, retry_on: tuple[type[Exception], ...] = ()) -> Heartbeat:

@@ -104,7 +104,8 @@ def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
     while True:
         try:
             scores = scores or _scores(server, lease)
-            path = server.sink.write(_score_file(server, lease, scores), lease)
+            server.desk.commit_scores(lease.lease_id, server.sink.write(_score_file(server, lease, scores), lease))
+            return
         except Fenced:
             raise
         except StoreError as error:
@@ -114,9 +115,6 @@ def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
             server.gauges.add("store_retries_total", 1)
             yield Wait(seconds=pause_s, reason=f"store: {error}")
             pause_s = min(2 * pause_s, 10.0)
-        else:
-            server.desk.commit_scores(lease.lease_id, path)
-            return
 
 
 def _scores(server: RewardServer, lease: ScoringLease) -> tuple[Score, ...]:

@@ -36,6 +36,15 @@ class FeatureCache:
         return [found[text] for text in texts]
 
 
+def make_spec(config: RolloutConfig, window: tuple[int, ...], snapshot: str, image_size: tuple[int, int]) -> SamplerSpec:
+    """Return how a config samples groups with this window, snapshot and image size (H, W)."""
+    height, width = image_size
+    return SamplerSpec(
+        kernel=config.kernel, noise_level=config.noise_level, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
+        height=height, width=width, snapshot=snapshot, window=window, shared_init=config.shared_init,
+    )  # fmt: skip
+
+
 class Studio:
     """Samples what a lease asks for, with the weights that the policy holds now."""
 
@@ -56,12 +65,7 @@ class Studio:
 
     def spec(self, window_round: int, snapshot: str) -> SamplerSpec:
         """Return how the groups of a round are sampled."""
-        height, width = self._policy.image_size
-        config = self._config
-        return SamplerSpec(
-            kernel=config.kernel, noise_level=config.noise_level, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
-            height=height, width=width, snapshot=snapshot, window=self._plan.steps(window_round), shared_init=config.shared_init,
-        )  # fmt: skip
+        return make_spec(self._config, self._plan.steps(window_round), snapshot, self._policy.image_size)
 
     def _group(self, lease: RolloutLease) -> SampledWork:
         started, (prompt,), config = self._clock(), lease.prompts, self._config

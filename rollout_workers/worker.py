@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from common.errors import AlreadyExists, CorruptFile, Fenced, StoreError
 from common.gauges import Gauges
@@ -11,15 +12,22 @@ from common.protocols import RolloutDesk
 from common.types import RolloutLease, Stop, Wait
 from rollout_workers.delivery import Delivery, SampledWork
 from rollout_workers.sampler import SamplingError
-from rollout_workers.studio import Studio
 from rollout_workers.weights import Weights
 
 RETRY_S = 2.0  # after a policy file could not be read
 WEIGHTS_DEADLINE_S = 600.0  # of such failures in a row
 
 
+class LeaseSampler(Protocol):
+    """Samples what a lease asks for (rollout_workers.studio.Studio)."""
+
+    def sample(self, lease: RolloutLease) -> SampledWork:
+        """Return a group (TRAIN) or a sheet (EVAL). Raises SamplingError."""
+        ...
+
+
 def rollout_loop(
-    slot: str, desk: RolloutDesk, weights: Weights, studio: Studio, delivery: Delivery, *,
+    slot: str, desk: RolloutDesk, weights: Weights, studio: LeaseSampler, delivery: Delivery, *,
     held: HeldLeases, gauges: Gauges, clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Wait]:  # fmt: skip
     """Work until the desk says Stop; yield a Wait whenever there is nothing to do (the caller sleeps).
@@ -57,7 +65,7 @@ def rollout_loop(
         delivery.hand_over(work)
 
 
-def _sample(lease: RolloutLease, slot: str, desk: RolloutDesk, weights: Weights, studio: Studio) -> SampledWork:
+def _sample(lease: RolloutLease, slot: str, desk: RolloutDesk, weights: Weights, studio: LeaseSampler) -> SampledWork:
     with weights.bound(lease.publication, lease.snapshot) as receipt:
         desk.confirm_weights(slot, receipt)
         return studio.sample(lease)
@@ -82,7 +90,7 @@ class RolloutWorker:
     """A loop with its heartbeat, as a plain object: deploy/ builds it, an actor or a thread runs it."""
 
     def __init__(
-        self, slot: str, desk: RolloutDesk, weights: Weights, studio: Studio, delivery: Delivery, *,
+        self, slot: str, desk: RolloutDesk, weights: Weights, studio: LeaseSampler, delivery: Delivery, *,
         held: HeldLeases, gauges: Gauges, heartbeat: Heartbeat | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Keep the parts; `held` and `gauges` are the ones that delivery and heartbeat share. No heartbeat: the caller beats."""

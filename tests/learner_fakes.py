@@ -160,6 +160,8 @@ class RolloutWorld:
         if update > self.num_updates:
             return Stop(reason="done")
         if update not in self.manifests:
+            if all(publication.adapter.version < update - 1 for publication in self.publications):
+                return Wait(seconds=0.0, reason="version")  # max_staleness 0; the learner's writer is at it
             if self.waits < update:  # one wait an update
                 self.waits += 1
                 return Wait(seconds=0.5, reason="groups")

@@ -17,7 +17,7 @@ QUIET = Console(quiet=True)
 
 SMALL = (
     "model.lora.rank=4", "rollout.group_size=4", "rollout.micro_batch=4", "rollout.num_steps=4", "learner.groups_per_update=2",
-    "learner.optimizer_steps=2", "learner.learning_rate=1e-3", "learner.warmup_steps=0",
+    "learner.optimizer_steps=2", "learner.learning_rate=1e-3", "learner.warmup_steps=0", "learner.decay_steps=0",
     "learner.micro_batch=8", "schedule.num_updates=3", "evaluation.max_prompts=8", "evaluation.every=0", "evaluation.num_steps=2",
     "reward.0.name=jpeg_compressibility", "reward.1.name=jpeg_incompressibility", "reward.1.use=watch",
     'evaluation.rewards=["jpeg_compressibility"]',

@@ -2,7 +2,9 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,7 @@ from learner.metrics import metrics_record, reward_summary
 from learner.publishing import Publisher
 from learner.state import RunFiles
 from learner.update import Learner, make_learner
+from learner.writer import BackgroundWriter, InlineWriter, Writer
 from tests.learner_fakes import MemoryFiles, RolloutWorld, manifest_of, sample_groups, sampler_spec
 from tests.learner_policies import linear_policy
 
@@ -66,7 +69,7 @@ class Run:
             states=lambda publication: read_adapter(self.files.read(publication.path), self.snapshot),
         )  # fmt: skip
 
-    def start(self, clock: Callable[[], float] | None = None) -> tuple[Learner, list[Wait]]:
+    def start(self, clock: Callable[[], float] | None = None, writer: Writer | None = None) -> tuple[Learner, list[Wait]]:
         """Start an incarnation and let it run to its end."""
         facts = {"groups_per_update": 2, "objective": self.objective, "learning_rate": 1e-2, "micro_batch": 4} | self.changes
         config = LearnerConfig(**facts)
@@ -75,7 +78,9 @@ class Run:
         publisher = Publisher(self.files, incarnation=incarnation, snapshots=[self.snapshot, "ema", "ema"])
         self.archives.append(RunArchive(self.files, config, publisher, incarnation=incarnation, unix_clock=lambda: 1000.0))
         options = {"clock": clock} if clock else {}
-        return learner, list(learner_loop(learner, self.world, self.world, self.archives[-1], **options))
+        with closing(writer or InlineWriter()) as used:
+            loop = learner_loop(learner, self.world, self.world, self.archives[-1], writer=used, **options)
+            return learner, [wait for wait in loop if not time.sleep(0.001 if wait.seconds < 0.5 else 0.0)]
 
     def lasting(self) -> dict[str, bytes]:
         """The files whose bytes depend on no clock and no incarnation."""
@@ -117,9 +122,12 @@ def test_published_snapshots_are_those_of_the_learner_and_their_canary_is_their_
         assert newest.snapshots[name].canary == pytest.approx(float(sum(t.double().square().sum() for t in state.values())))
 
 
+@pytest.mark.parametrize("writer", [InlineWriter, BackgroundWriter])
 @pytest.mark.parametrize("state_interval", [1, 2])
 @CASES
-def test_a_kill_before_any_write_costs_nothing_but_time(objective: Any, snapshot: str, state_interval: int) -> None:
+def test_a_kill_before_any_write_costs_nothing_but_time(
+    objective: Any, snapshot: str, state_interval: int, writer: Callable[[], Writer]
+) -> None:
     changes = {"state_interval": state_interval, "states_kept": 2}
     whole = Run(objective, snapshot, num_updates=3, changes=changes)
     whole.start()
@@ -127,9 +135,10 @@ def test_a_kill_before_any_write_costs_nothing_but_time(objective: Any, snapshot
     for writes in range(num_writes):
         run = Run(objective, snapshot, num_updates=3, files=MortalFiles(writes_left=writes), changes=changes)
         with pytest.raises(Killed):
-            run.start()
+            run.start(writer=writer())
+        assert len(run.files.writers) == writes  # type: ignore[attr-defined]  # the dead write nothing more
         run.files.writes_left = 10**9  # type: ignore[attr-defined]
-        learner, _ = run.start()
+        learner, _ = run.start(writer=writer())
         assert learner.version == 3
         assert run.weights() == whole.weights(), writes  # bit-equal, whatever incarnation wrote it
         assert run.lasting() == whole.lasting(), writes

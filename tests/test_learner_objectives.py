@@ -219,7 +219,9 @@ def test_probes_come_from_the_high_noise_part_of_the_grid(fraction: float, expec
     seen = {
         float(sigma)
         for shift in range(60)
-        for sigma in draw_probes(replace(many, probe_seeds=tuple(seed + 1000 * shift for seed in many.probe_seeds)), 1, fraction).sigma.flatten()
+        for sigma in draw_probes(
+            replace(many, probe_seeds=tuple(seed + 1000 * shift for seed in many.probe_seeds)), 1, fraction
+        ).sigma.flatten()
     }
     assert seen == {float(sigma) for sigma in grid[:expected]}  # 60 x B draws: each of at most 6 sigmas is missed with p < 1e-4
 

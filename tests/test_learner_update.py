@@ -126,6 +126,15 @@ def test_the_learning_rate_warms_up_linearly() -> None:
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_the_learning_rate_falls_with_one_over_the_step() -> None:
+    learner = learner_of(warmup_steps=2, decay_steps=4, learning_rate=1.0)
+    rates = []
+    for steps in range(8):
+        learner.num_optimizer_steps = steps
+        rates.append(learner.learning_rate)
+    assert rates == [0.5, 1.0, 1.0, 1.0, 4 / 5, 4 / 6, 4 / 7, 4 / 8]
+
+
 def test_the_gradient_is_clipped_to_its_largest_norm() -> None:
     policy = linear_policy()
     learner = learner_of(policy, max_grad_norm=1e-3)

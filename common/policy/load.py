@@ -1,12 +1,13 @@
 """From a config section to a Policy: the registry of model families."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 from common.policy.base import Policy
 from common.policy.config import ModelConfig
-from common.policy.sd3 import load_sd3
 
-FAMILIES: dict[str, Callable[..., Policy]] = {"sd3": load_sd3}
+FAMILIES = {"sd3": ("common.policy.sd3", "load_sd3")}
+"""Family -> module and function; a family's libraries (0.3 GB a process) are imported when it is loaded, not by those who load none."""
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> Policy:
@@ -20,4 +21,6 @@ def load_policy(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, wi
         ModelError: the directory is missing, damaged or of another family.
         ConfigError: LoRA targets that name no module; a size, device or scheduler that the model cannot serve.
     """
-    return FAMILIES[config.family](config, seed=seed, with_vae=with_vae, with_text=with_text)
+    module, name = FAMILIES[config.family]
+    load: Callable[..., Policy] = getattr(import_module(module), name)
+    return load(config, seed=seed, with_vae=with_vae, with_text=with_text)

@@ -1,20 +1,28 @@
 """The Ray shell of the Coordinator, and the client that makes its handle look like the desks: one line a method."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from common.errors import FlowfleetError
-from common.logs import configure_logging
+from common.logs import configure_logging, get_logger
 from common.metrics import serve_metrics
 from common.store.coordinator import Coordinator
+from common.store.directive import Directive
 from common.store.ending import Outcome
 from common.types import LoadReceipt, Manifest, Publication, RolloutLease, ScoringLease, Stop, Wait
 
 CALL_TIMEOUT_S = 120.0
+AWAY_LIMIT_S = 300.0  # of a Coordinator that restarts
+RETRY_S = 0.5
 DESK_AWAY: tuple[type[Exception], ...] = (ActorUnavailableError, GetTimeoutError)
+
+
+class CoordinatorGone(FlowfleetError):
+    """The Coordinator did not come back in time; the message names the call that waited."""
 
 
 @ray.remote
@@ -80,9 +88,9 @@ class CoordinatorActor:
         """LearnerDesk."""
         self._desk.finish_update(update, metrics)
 
-    def tick(self) -> Outcome:
+    def tick(self, directive: Directive | None = None) -> Outcome:
         """Called about every second by the driver."""
-        return self._desk.tick()
+        return self._desk.tick(directive)
 
     def summary(self) -> dict[str, Any]:
         """For the live line."""
@@ -94,18 +102,42 @@ class CoordinatorActor:
 
 
 class CoordinatorClient:
-    """The three desks over an actor handle. Every call has a deadline; flowfleet's own errors come through as such."""
+    """The three desks over an actor handle; flowfleet's own errors come through as such.
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    A Coordinator that is away (it was killed, and Ray restarts it) is waited for, up to `away_limit_s`: every call is
+    idempotent, so it is simply made again.
+    """
+
+    def __init__(self, handle: Any, *, away_limit_s: float = AWAY_LIMIT_S) -> None:
+        self._handle, self._away_limit_s = handle, away_limit_s
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return ray.get(self._handle.__getattr__(method).remote(*arguments), timeout=CALL_TIMEOUT_S)
-        except RayTaskError as error:
-            if isinstance(error.cause, FlowfleetError):
-                raise error.cause from None
-            raise
+        deadline = time.monotonic() + self._away_limit_s
+        num_tries = 0
+        while True:
+            try:
+                return ray.get(self._handle.__getattr__(method).remote(*arguments), timeout=CALL_TIMEOUT_S)
+            except RayTaskError as error:
+                if isinstance(error.cause, FlowfleetError):
+                    raise error.cause from None
+                raise
+            except RayActorError as error:
+                self._wait_for_return(method, error, deadline, num_tries)
+            except GetTimeoutError as error:
+                self._wait_for_return(method, error, deadline, num_tries)
+            num_tries += 1
+
+    def _wait_for_return(self, method: str, error: Exception, deadline: float, num_tries: int) -> None:
+        """Sleep before the next try. Raises CoordinatorGone when it will not come back, or did not in time."""
+        is_final = isinstance(error, RayActorError) and not isinstance(error, ActorUnavailableError)
+        if is_final or time.monotonic() >= deadline:
+            raise CoordinatorGone(
+                f"coordinator: {method} got no answer for {self._away_limit_s:.0f} s or its process is gone for good ({error}); look at "
+                "its log, then start the same command again"
+            ) from error
+        if num_tries == 0:
+            get_logger("desk").warning("the coordinator is away; %s waits for it up to %.0f s", method, self._away_limit_s)
+        time.sleep(RETRY_S)
 
     def ask_rollout(self, slot: str) -> RolloutLease | Wait | Stop:
         """RolloutDesk."""

@@ -4,24 +4,22 @@ Measured on fsspec: `mv` and `put` overwrite and listings are cached, so neither
 temporary file is atomic and refuses an existing name; object stores have a conditional put; memory has a lock.
 """
 
+import errno
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import fsspec
 
+from common.errors import ConfigError
+from common.store.object_files import FaultHook, MemoryFiles, ObjectClient, ObjectFiles, no_fault
+
+__all__ = ["Backend", "FaultHook", "LocalFiles", "no_fault", "open_backend"]
+
 TEMPORARY_SUFFIX = ".tmp"
-FaultHook = Callable[[str, str], None]  # (stage, path): a test raises OSError here; stages: write, sync, link, read
-
-_memory_lock = threading.Lock()
-
-
-def no_fault(stage: str, path: str) -> None:
-    """The hook of production: nothing happens."""
 
 
 class Backend(Protocol):
@@ -61,16 +59,28 @@ class Backend(Protocol):
 
 
 class LocalFiles:
-    """A folder on a file system that can link (shared, for several nodes)."""
+    """A folder on a file system that can link (shared, for several nodes).
+
+    Once the folder was seen, its absence is a store that is away (an unmounted share, a folder that was moved): it is refused,
+    never taken for an empty run, and never made anew.
+    """
 
     def __init__(self, root: Path, hook: FaultHook = no_fault) -> None:
         self.root = root
         self._hook = hook
+        self._was_there = False
+
+    def _begin(self, stage: str, path: str) -> None:
+        """Meet the hook, and refuse when the folder has gone."""
+        self._hook(stage, path)
+        if self.root.is_dir():
+            self._was_there = True
+        elif self._was_there:
+            raise OSError(errno.ESTALE, f"{self.root} has gone: it was moved, or its file system is not mounted")
 
     def create(self, path: str, content: bytes, writer_id: str) -> None:
         """Write a temporary file beside the target, sync, link, unlink, sync the folder."""
-        target = self.root / path
-        temporary = self._temporary(target, writer_id)
+        target, temporary = self._prepare(path, writer_id)
         try:
             self._write(temporary, path, content)
             self._hook("link", path)
@@ -78,21 +88,25 @@ class LocalFiles:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
+        self._was_there = True
 
     def replace(self, path: str, content: bytes, writer_id: str) -> None:
         """Write a temporary file and rename it over the target."""
-        target = self.root / path
-        temporary = self._temporary(target, writer_id)
+        target, temporary = self._prepare(path, writer_id)
         try:
             self._write(temporary, path, content)
             self._hook("link", path)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+        self._was_there = True
 
-    def _temporary(self, target: Path, writer_id: str) -> Path:
+    def _prepare(self, path: str, writer_id: str) -> tuple[Path, Path]:
+        """The target, its folder made, and a temporary file's name beside it."""
+        self._begin("open", path)
+        target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        return target.parent / f".{target.name[:80]}.{writer_id}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        return target, target.parent / f".{target.name[:80]}.{writer_id}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
 
     def _write(self, temporary: Path, path: str, content: bytes) -> None:
         with temporary.open("xb") as file:
@@ -104,34 +118,41 @@ class LocalFiles:
 
     def read(self, path: str) -> bytes:
         """Read the whole file."""
-        self._hook("read", path)
+        self._begin("read", path)
         return (self.root / path).read_bytes()
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Walk the folder."""
+        self._begin("list", prefix)
         found: dict[str, int] = {}
-        for folder, _, names in os.walk(self.root / prefix):
-            for name in names:
-                if not name.endswith(TEMPORARY_SUFFIX):
-                    self._add(found, Path(folder) / name)
+        for file in self._walk(prefix):
+            if file.name.endswith(TEMPORARY_SUFFIX):
+                continue
+            try:
+                found[file.relative_to(self.root).as_posix()] = file.stat().st_size
+            except FileNotFoundError:  # removed between the listing and the look
+                continue
         return found
 
-    def _add(self, found: dict[str, int], file: Path) -> None:
-        try:
-            found[file.relative_to(self.root).as_posix()] = file.stat().st_size
-        except FileNotFoundError:  # removed between the listing and the look
-            return
+    def _walk(self, prefix: str) -> Iterator[Path]:
+        """Every file under a folder. A folder that cannot be read raises: what is unreadable must not look empty."""
+        for folder, _, names in os.walk(self.root / prefix, onerror=_refuse_unreadable):
+            for name in names:
+                yield Path(folder) / name
 
     def size(self, path: str) -> int:
         """Stat the file."""
+        self._begin("stat", path)
         return (self.root / path).stat().st_size
 
     def remove(self, path: str) -> None:
         """Unlink."""
+        self._begin("remove", path)
         (self.root / path).unlink(missing_ok=True)
 
     def sweep(self, older_than_s: float) -> list[str]:
         """Compare times of modification with that of a file written now, so that only the store's clock counts."""
+        self._begin("list", "")
         if not self.root.is_dir():
             return []
         clock = self.root / f".clock.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
@@ -139,12 +160,10 @@ class LocalFiles:
         now = clock.stat().st_mtime
         clock.unlink()
         swept = []
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                file = Path(folder) / name
-                if name.endswith(TEMPORARY_SUFFIX) and file.exists() and now - file.stat().st_mtime > older_than_s:
-                    file.unlink(missing_ok=True)
-                    swept.append(file.relative_to(self.root).as_posix())
+        for file in self._walk(""):
+            if file.name.endswith(TEMPORARY_SUFFIX) and file.exists() and now - file.stat().st_mtime > older_than_s:
+                file.unlink(missing_ok=True)
+                swept.append(file.relative_to(self.root).as_posix())
         return swept
 
     def free_bytes(self) -> int | None:
@@ -155,6 +174,11 @@ class LocalFiles:
         return shutil.disk_usage(folder).free
 
 
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # a folder that is not there holds nothing
+        raise error
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -163,82 +187,33 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class FsspecFiles:
-    """Shared parts of the backends that go through fsspec."""
-
-    def __init__(self, filesystem: Any, root: str, hook: FaultHook = no_fault) -> None:
-        self._filesystem = filesystem
-        self._root = root.rstrip("/")
-        self._hook = hook
-
-    def _full(self, path: str) -> str:
-        return f"{self._root}/{path}" if path else self._root
-
-    def replace(self, path: str, content: bytes, writer_id: str) -> None:
-        """Put: whole or not at all in these stores."""
-        self._hook("write", path)
-        self._filesystem.pipe_file(self._full(path), content)
-
-    def read(self, path: str) -> bytes:
-        """Get."""
-        self._hook("read", path)
-        content: bytes = self._filesystem.cat_file(self._full(path))
-        return content
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """List, past fsspec's cache."""
-        self._filesystem.invalidate_cache()
-        found: dict[str, Any] = self._filesystem.find(self._full(prefix), detail=True)
-        start = len(self._filesystem._strip_protocol(self._root)) + 1
-        return {name[start:]: int(entry["size"]) for name, entry in found.items()}
-
-    def size(self, path: str) -> int:
-        """Head."""
-        self._filesystem.invalidate_cache()
-        return int(self._filesystem.size(self._full(path)))
-
-    def remove(self, path: str) -> None:
-        """Delete."""
-        try:
-            self._filesystem.rm_file(self._full(path))
-        except FileNotFoundError:
-            return
-
-    def sweep(self, older_than_s: float) -> list[str]:
-        """Nothing to sweep: these stores have no half-written files."""
-        return []
-
-    def free_bytes(self) -> int | None:
-        """No limit known."""
-        return None
-
-
-class MemoryFiles(FsspecFiles):
-    """fsspec's memory file system: one process, gone with it."""
-
-    def create(self, path: str, content: bytes, writer_id: str) -> None:
-        """Look and put under one lock."""
-        with _memory_lock:
-            self._hook("write", path)
-            if self._filesystem.exists(self._full(path)):
-                raise FileExistsError(path)
-            self._filesystem.pipe_file(self._full(path), content)
-
-
-class ObjectFiles(FsspecFiles):
-    """An object store whose put can be conditional (s3fs, gcsfs)."""
-
-    def create(self, path: str, content: bytes, writer_id: str) -> None:
-        """Conditional put: If-None-Match, by fsspec's mode="create"."""
-        self._hook("write", path)
-        self._filesystem.pipe_file(self._full(path), content, mode="create")
-
-
 def open_backend(url: str, hook: FaultHook = no_fault) -> Backend:
-    """The backend of a URL: plain paths and file:// are local."""
+    """The backend of a URL: plain paths and file:// are local.
+
+    Raises:
+        ConfigError: the URL carries credentials, or the package for its protocol is not installed.
+    """
     protocol, separator, rest = url.partition("://")
     if not separator or protocol == "file":
         return LocalFiles(Path(rest if separator else url).expanduser().absolute(), hook)
     if protocol == "memory":
         return MemoryFiles(fsspec.filesystem("memory"), "/" + rest.strip("/"), hook)
-    return ObjectFiles(fsspec.filesystem(protocol), rest, hook)
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError(
+            f"RunStore: a {protocol}:// URL with credentials came; they would stand in configs and logs; keep them in the environment "
+            f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) and write {protocol}://BUCKET/PATH"
+        )
+    try:
+        return ObjectFiles(_object_client(protocol), rest, hook)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"RunStore: {protocol}:// cannot be opened ({error}); s3:// needs `pip install flowfleet[s3]`, other stores their own fsspec package"
+        ) from error
+
+
+def _object_client(protocol: str) -> ObjectClient:
+    if protocol in ("s3", "s3a"):
+        from common.store.s3_files import s3_client  # noqa: PLC0415  (needs the extra s3)
+
+        return s3_client()
+    return ObjectClient(filesystem=fsspec.filesystem(protocol, use_listings_cache=False), weather=())

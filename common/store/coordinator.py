@@ -15,12 +15,14 @@ from common.logs import get_logger
 from common.metrics import RunMetrics
 from common.store import paths
 from common.store.claim import check_fence
+from common.store.coordinator_settings import CoordinatorSettings
+from common.store.directive import Directive
 from common.store.ending import EndKind, Outcome
 from common.store.learner_part import LearnerPart
 from common.store.ledger_entries import GroupFile
 from common.store.ledger_scoring import GrantedScoring
 from common.store.recovery import group_file
-from common.store.run_state import POLL_S, CoordinatorSettings, RunState
+from common.store.run_state import PERMANENT, POLL_S, RunState
 from common.store.run_store import RunStore
 from common.types import LeaseKind, LoadReceipt, Manifest, Prompt, Publication, RolloutLease, ScoringLease, Stop, Wait
 
@@ -85,6 +87,9 @@ class Coordinator:
         self._state.conclude()
         if self._state.end.outcome.is_over:
             return Stop(reason=self._state.end.outcome.reason)
+        dismissal = self._state.fleet.dismissal(slot)
+        if dismissal is not None:
+            return dismissal
         refusal = self._state.publications.refusal(slot)
         if refusal is not None:
             return Wait(seconds=5.0, reason=refusal)
@@ -149,6 +154,8 @@ class Coordinator:
         num_bytes = self._store.size(path)
         with self._lock:
             held = self._ledger.leases.get(lease_id)
+            sheet_lease = self._board.leases.get(lease_id)
+            self._state.fleet.worked(held.slot if held is not None else sheet_lease.slot if sheet_lease is not None else None)
             if sheet is not None:
                 self._board.drawn(path.rpartition("/")[0], name.number, lease_id)
         if sheet is None:
@@ -201,6 +208,9 @@ class Coordinator:
             self._state.conclude()
             if self._state.end.outcome.is_over:
                 return Stop(reason=self._state.end.outcome.reason)
+            dismissal = self._state.fleet.dismissal(slot)
+            if dismissal is not None:
+                return dismissal
             granted = self._ledger.lease_scores(reward, limit, slot=slot, now=now, new_id=_scoring_id)
             granted += self._board.lease_scores(reward, limit - len(granted), slot=slot, now=now, new_id=_scoring_id)
             self._state.pulse.asked("reward", slot, now, 0.0 if granted else POLL_S)
@@ -222,6 +232,8 @@ class Coordinator:
         """Announce a committed score file. Raises CorruptFile when it breaks its schema or does not hold K scores."""
         self._state.score_committed(path)
         with self._lock:
+            held = self._ledger.scoring.leases.get(lease_id) or self._board.scoring.leases.get(lease_id)
+            self._state.fleet.worked(held.slot if held is not None else None)
             self._ledger.scoring.leases.end(lease_id)
             self._board.scoring.leases.end(lease_id)
         self._state.moved()
@@ -251,18 +263,29 @@ class Coordinator:
 
     # ---- what the shell calls
 
-    def tick(self) -> Outcome:
-        """Every second or so: expire leases, refresh status.json and /metrics, see whether the run is over.
+    def tick(self, directive: Directive | None = None) -> Outcome:
+        """Every second or so: take the driver's word, expire leases, refresh status.json and /metrics, see whether the run is over.
+
+        A store that is away is alerted of and waited for, up to stall_timeout_s.
 
         Raises:
             Fenced: a later incarnation owns the run.
         """
+        if directive is not None:
+            self._state.direct(directive)
         self._state.expire()
-        self._state.settle()
-        if self._clock() - self._state.status_at >= STATUS_S:
-            check_fence(self._store, self._incarnation)
-            self._state.write_status()
-            self._state.show_metrics()
+        try:
+            self._state.settle()
+            if self._clock() - self._state.status_at >= STATUS_S:
+                check_fence(self._store, self._incarnation)
+                self._state.write_status()
+                self._state.note_store("")
+        except PERMANENT:
+            raise
+        except StoreError as error:
+            self._state.note_store(str(error))
+        self._state.show_metrics()
+        self._state.conclude_stall()
         return self.outcome()
 
     def outcome(self) -> Outcome:

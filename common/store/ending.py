@@ -1,9 +1,9 @@
-"""How a run ends: done, at its time limit, by a guard, or because it waited too long."""
+"""How a run ends: done, at its time limit, by a guard, because it waited too long, or because somebody stopped it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.errors import GateError, StallError
+from common.errors import GateError, Interrupted, StallError
 
 
 class EndKind(StrEnum):
@@ -14,6 +14,7 @@ class EndKind(StrEnum):
     TIME_LIMIT = "time_limit"  # done as far as the time went
     GUARD = "guard"  # too many drops
     STALL = "stall"  # nothing moved for stall_timeout_s
+    STOPPED = "stopped"  # somebody asked for it: `flowfleet stop`, SIGINT, SIGTERM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +30,20 @@ class Outcome:
         return self.kind is not EndKind.RUNNING
 
     def raise_if_failed(self) -> None:
-        """Raise GateError or StallError (exit code 3) when a guard ended the run."""
+        """Raise GateError or StallError (exit code 3) when a guard ended the run, Interrupted (130) when somebody did."""
         if self.kind is EndKind.GUARD:
             raise GateError("drops", self.reason)
         if self.kind is EndKind.STALL:
             raise StallError(self.reason)
+        if self.kind is EndKind.STOPPED:
+            raise Interrupted(self.reason)
 
 
 class RunEnd:
     """Keeps the clock of progress and the outcome."""
 
     def __init__(self, *, started: float, time_limit_s: float | None, stall_timeout_s: float) -> None:
-        self._deadline = None if time_limit_s is None else started + time_limit_s
+        self._time_limit_s, self._started = time_limit_s, started
         self._stall_timeout_s = stall_timeout_s
         self._progress = started
         self.outcome = Outcome(kind=EndKind.RUNNING, reason="running")
@@ -49,9 +52,13 @@ class RunEnd:
         """A file was committed or a version published."""
         self._progress = now
 
+    def began(self, at: float) -> None:
+        """This start began earlier than this object (its Coordinator restarted): the time limit counts from there."""
+        self._started = min(self._started, at)
+
     def is_closing(self, now: float) -> bool:
         """Whether the time limit has passed: no new manifests."""
-        return self._deadline is not None and now >= self._deadline
+        return self._time_limit_s is not None and now >= self._started + self._time_limit_s
 
     def stalled_for(self, since: float, now: float) -> float | None:
         """Seconds without progress since `since`, when they pass the limit; else None."""

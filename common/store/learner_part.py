@@ -8,7 +8,7 @@ from common.store import paths
 from common.store.claim import check_fence
 from common.store.ending import EndKind
 from common.store.manifests import read_drop, read_manifest, write_manifest
-from common.store.run_state import POLL_S, RunState
+from common.store.run_state import PERMANENT, POLL_S, RunState
 from common.types import Manifest, Publication, Stop, Wait
 
 
@@ -44,6 +44,9 @@ class LearnerPart:
             self._state.conclude()
             if self._state.end.outcome.is_over:
                 return Stop(reason=self._state.end.outcome.reason)
+            ends = update > last and (update > schedule.num_updates or self._state.end.is_closing(now))
+            if ends and (self._state.ledger.newest_version or 0) < update - 1:  # it asks ahead while it saves
+                return Wait(seconds=POLL_S, reason=f"learner: version {update - 1} is being saved")
             if update > schedule.num_updates and update > last:
                 return Stop(reason="all updates are done")
             if update > last and self._state.end.is_closing(now):
@@ -54,7 +57,15 @@ class LearnerPart:
             manifest = self._state.ledger.next_manifest(incarnation=self._state.incarnation, config_digest=digest)
         if update <= last:
             return read_manifest(self._state.store, update)
-        return self._let_learner_wait(now) if manifest is None else self._cut(manifest)
+        if manifest is None:
+            return self._let_learner_wait(now)
+        try:
+            return self._cut(manifest)
+        except PERMANENT:
+            raise
+        except StoreError as error:
+            self._state.note_store(str(error))
+            return self._let_learner_wait(now, f"the store: {error}")
 
     def _cut(self, manifest: Manifest) -> Manifest | Wait:
         check_fence(self._state.store, self._state.incarnation)
@@ -74,11 +85,11 @@ class LearnerPart:
         self._state.moved()
         return manifest
 
-    def _let_learner_wait(self, now: float) -> Wait | Stop:
+    def _let_learner_wait(self, now: float, reason: str = "") -> Wait | Stop:
         with self._state.lock:
             if self._state.learner_waits_since is None:
                 self._state.learner_waits_since = now
-            reason = self._state.waited_for()
+            reason = reason or self._state.waited_for()
             idle = self._state.end.stalled_for(self._state.learner_waits_since, now)
             if idle is None:
                 return Wait(seconds=POLL_S, reason=reason)
@@ -111,6 +122,7 @@ class LearnerPart:
         """Announce that history of `update` is durable, with its metrics; old files are retired."""
         with self._state.lock:
             self._state.finished_update = max(self._state.finished_update, update)
+            self._state.fleet.worked("learner")
             self._state.update_metrics = dict(metrics)
             self._state.metrics.show_brought("learner", "learner", metrics)
             leased = self._state.ledger.leases.versions() | self._state.board.leases.versions()

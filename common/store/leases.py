@@ -34,6 +34,7 @@ class LeaseBook(Generic[KeyT]):
         self._by_id: dict[str, Lease[KeyT]] = {}
         self._by_key: dict[KeyT, Lease[KeyT]] = {}
         self.attempts: Counter[KeyT] = Counter()
+        self._overrun: list[str] = []
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -83,6 +84,11 @@ class LeaseBook(Generic[KeyT]):
             self.attempts[key] += 1
         return key
 
+    def take_overrun(self) -> list[str]:
+        """Slots whose leases outlived total_s while they went on beating, since the last call: alive, but hanging."""
+        taken, self._overrun = self._overrun, []
+        return taken
+
     def expire(self, now: float) -> list[KeyT]:
         """Fail every lease that was silent or held for too long. Returns their keys."""
         late = [
@@ -90,4 +96,6 @@ class LeaseBook(Generic[KeyT]):
             for lease in self._by_id.values()
             if now - lease.heard_s > self._silence_s or now - lease.granted_s > self._total_s
         ]
+        held = [self._by_id[lease_id] for lease_id in late]
+        self._overrun += sorted({lease.slot for lease in held if now - lease.heard_s <= self._silence_s})
         return [key for lease_id in late if (key := self.fail(lease_id)) is not None]

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.errors import CorruptFile
 from common.store import paths
+from common.store.directive import FleetReport
 from common.store.run_store import RunStore
 from common.types import Drop, Manifest
 
@@ -41,6 +42,7 @@ class Status:
     manifests: int  # newest update that has one
     retired_through: int  # group files of updates up to here may be gone
     counts: Mapping[str, int] = field(default_factory=dict)
+    fleet: FleetReport = field(default_factory=FleetReport)  # sizes, slots with their processes, last decisions
 
 
 def encode_record(record: Any) -> bytes:
@@ -115,10 +117,13 @@ def read_claim(store: RunStore, incarnation: int) -> Claim:
 
 
 def read_status(store: RunStore) -> Status | None:
-    """Return status.json, None when there is none. Raises CorruptFile."""
+    """Return status.json, None when there is none; one from before fleets were listed lists none. Raises CorruptFile."""
     if not store.exists(paths.STATUS):
         return None
-    return decode_record(Status, paths.STATUS, store.read(paths.STATUS))
+    content = store.read(paths.STATUS)
+    if b'"fleet"' not in content:
+        content = content.replace(b"{", b'{"fleet": ' + json.dumps(asdict(FleetReport())).encode() + b", ", 1)
+    return decode_record(Status, paths.STATUS, content)
 
 
 def write_status(store: RunStore, status: Status) -> None:

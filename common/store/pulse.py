@@ -35,11 +35,24 @@ class Pulse:
 
     def waiting_shares(self, now: float) -> dict[str, float]:
         """Role -> share of the last minute that its slots spent waiting, in [0, 1]; slots silent for longer do not count."""
+        by_role: dict[str, list[float]] = {}
+        for (role, _), share in self._shares(now).items():
+            by_role.setdefault(role, []).append(share)
+        return {role: sum(shares) / len(shares) for role, shares in by_role.items()}
+
+    def slot_shares(self, now: float) -> dict[str, float]:
+        """Slot -> share of the last minute that it spent waiting, in [0, 1]; slots silent for longer are left out."""
+        return {slot: share for (_, slot), share in self._shares(now).items()}
+
+    def heard_of(self, role: str, now: float) -> int:
+        """How many slots of a role spoke in the last minute."""
+        return sum(1 for asker, slot in self._waits if asker == role and now - self.heard.get(slot, now - 2 * WINDOW_S) <= WINDOW_S)
+
+    def _shares(self, now: float) -> dict[tuple[str, str], float]:
         start = max(self._started, now - WINDOW_S)
         span = max(now - start, 1e-9)
-        by_role: dict[str, list[float]] = {}
-        for (role, slot), waits in self._waits.items():
-            if now - self.heard.get(slot, start) <= WINDOW_S:
-                waited = sum(max(0.0, min(end, now) - max(begin, start)) for begin, end in waits)
-                by_role.setdefault(role, []).append(min(1.0, waited / span))
-        return {role: sum(shares) / len(shares) for role, shares in by_role.items()}
+        return {
+            key: min(1.0, sum(max(0.0, min(end, now) - max(begin, start)) for begin, end in waits) / span)
+            for key, waits in self._waits.items()
+            if now - self.heard.get(key[1], start) <= WINDOW_S
+        }

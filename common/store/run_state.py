@@ -4,19 +4,21 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from common.errors import AlreadyExists
+from common.errors import AlreadyExists, CorruptFile, Fenced, StoreError
+from common.logs import get_logger
 from common.metrics import RunMetrics
 from common.store import paths
 from common.store.claim import check_fence
-from common.store.config import ScheduleConfig, StoreConfig
+from common.store.coordinator_settings import CoordinatorSettings
+from common.store.directive import Directive
 from common.store.ending import EndKind, RunEnd
 from common.store.eval_results import write_result
-from common.store.evaluations import EvalBoard, EvalProtocol
+from common.store.evaluations import EvalBoard
+from common.store.fleet_part import FleetPart
 from common.store.ledger import Ledger
-from common.store.ledger_entries import GroupState, LedgerSettings, RewardSpec
+from common.store.ledger_entries import GroupState
 from common.store.ledger_scoring import ScoreKey
 from common.store.manifests import Status, read_drop, read_manifest, read_status, write_drop, write_status
 from common.store.publications import Publications
@@ -28,32 +30,8 @@ from common.store.scores import write_scores
 from common.types import Drop, Manifest, Prompt, Publication, Score, ScoreFile
 
 POLL_S = 0.2  # between asks of somebody who waits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoordinatorSettings:
-    """What the Coordinator needs of a run's configuration."""
-
-    run: str
-    config_digest: str
-    schedule: ScheduleConfig
-    store: StoreConfig
-    groups_per_update: int  # P
-    group_size: int  # K
-    rollout_snapshot: str  # which snapshot samples training groups
-    rewards: tuple[RewardSpec, ...]
-    protocol: EvalProtocol
-
-    @property
-    def ledger(self) -> LedgerSettings:
-        """The ledger's part."""
-        schedule = self.schedule
-        return LedgerSettings(
-            groups_per_update=self.groups_per_update, group_size=self.group_size, max_staleness=schedule.max_staleness,
-            num_updates=schedule.num_updates, rewards=self.rewards, max_attempts=schedule.max_attempts,
-            lease_timeout_s=schedule.lease_timeout_s, group_timeout_s=schedule.group_timeout_s,
-            replace_flat_groups=schedule.replace_flat_groups, min_scored_share=schedule.min_scored_share,
-        )  # fmt: skip
+PERMANENT = (AlreadyExists, CorruptFile, Fenced)  # what the store may say that waiting does not mend
+_log = get_logger("coordinator")
 
 
 class RunState:
@@ -68,7 +46,7 @@ class RunState:
         self.ledger = Ledger.rebuild(read_listing(store), settings.ledger, prompt_for)
         self.board = EvalBoard(settings.protocol, settings.ledger)
         self.publications = Publications(lambda version: _recall(store, read_publication, version))
-        self.pulse = Pulse(clock())
+        self.pulse, self.fleet = Pulse(clock()), FleetPart()
         schedule, status = settings.schedule, read_status(store)
         self.end = RunEnd(started=clock(), time_limit_s=schedule.time_limit_s, stall_timeout_s=schedule.stall_timeout_s)
         self.metrics = RunMetrics(settings.run)
@@ -76,6 +54,7 @@ class RunState:
             store, settings.store, max_staleness=schedule.max_staleness, retired_through=status.retired_through if status else 0
         )
         self.learner_waits_since: float | None = None
+        self.store_trouble = ""  # the store's last refusal, while it is away
         self.learner_done = False
         self.finished_update = self.first_update = min(self.ledger.last_update, self.ledger.newest_version or 0)
         self.update_metrics: dict[str, float] = {}
@@ -97,9 +76,35 @@ class RunState:
         with self.lock:
             now = self.clock()
             late = self.ledger.expire(now) + self.board.expire(now)
+            for book in (self.ledger.leases, self.ledger.scoring.leases, self.board.leases, self.board.scoring.leases):
+                self.fleet.overran(book.take_overrun())
         if late:
             self.metrics.count_expired(late)
+            self.try_settle()
+
+    def try_settle(self) -> None:
+        """Settle; a store that is away is noted, and the next tick tries again. Raises what waiting cannot mend."""
+        try:
             self.settle()
+        except PERMANENT:
+            raise
+        except StoreError as error:
+            self.note_store(str(error))
+
+    def note_store(self, trouble: str) -> None:
+        """The store refused ("": it answers again). Says so once each way; nothing is acknowledged meanwhile."""
+        if bool(trouble) != bool(self.store_trouble):
+            _log.warning("%s", f"alert: the store is away, and the run waits: {trouble}" if trouble else "the store answers again")
+        self.store_trouble = trouble
+
+    def direct(self, directive: Directive) -> None:
+        """Take the driver's word."""
+        with self.lock:
+            self.fleet.directive = directive
+            self.learner_done = self.learner_done or directive.learner_left
+            self.end.began(self.clock() - directive.elapsed_s)
+            if directive.ended is not None:
+                self.end.finish(directive.ended.kind, directive.ended.reason)
 
     def moved(self) -> None:
         """A file was committed or a version published: the run is alive."""
@@ -220,6 +225,22 @@ class RunState:
         if idle is not None:
             self.end.finish(EndKind.STALL, f"the evaluation of versions {sorted(self._due)} waited {idle:.0f} s for rollouts or scores")
 
+    def conclude_stall(self) -> None:
+        """End a run in which nothing was committed for stall_timeout_s, whoever hangs: the learner may not even ask."""
+        with self.lock:
+            now = self.clock()
+            self.conclude()
+            idle = self.end.stalled_for(float("-inf"), now)
+            if idle is None or self.end.outcome.is_over:
+                return
+            waits = self.learner_waits_since is not None
+            cause = f"the learner waited for {self.waited_for()}" if waits else f"the learner works on update {self.ledger.last_update}"
+            trouble = f"; the store is away: {self.store_trouble}" if self.store_trouble else ""
+            self.end.finish(
+                EndKind.STALL, f"{cause}, and nothing was committed for {idle:.0f} s{trouble}; mend what hangs, or raise "
+                "schedule.stall_timeout_s if it is only slow; the same command goes on",
+            )  # fmt: skip
+
     def write_status(self, state: str = "running", reason: str = "") -> None:
         """Refresh status.json."""
         with self.lock:
@@ -230,6 +251,7 @@ class RunState:
                 incarnation=self.incarnation, sequence=self._sequence, written_at=self._wall(), state=state, reason=reason,
                 host=socket.gethostname(), process_id=os.getpid(), version=-1 if newest is None else newest,
                 manifests=self.ledger.last_update, retired_through=self.retention.retired_through, counts=self.ledger.counts(),
+                fleet=self.fleet.directive.report,
             )  # fmt: skip
         write_status(self.store, status)
 
@@ -254,17 +276,22 @@ class RunState:
     def waited_for(self) -> str:
         """What the next manifest waits for, naming the role."""
         held = self.ledger.holding_up()
+        alive = f"{self.pulse.heard_of('rollout', self.clock())} heard in the last minute"
         if held is None:
-            return "rollout workers: the next groups are not issued yet"
+            return f"rollout workers ({alive}): the next groups are not issued yet"
         number, state = held
         if state is not GroupState.GENERATED:
-            return f"rollout workers: group {number} is {state}"
+            return f"rollout workers ({alive}): group {number} is {state}"
         names = [reward.name for reward in self.settings.rewards if reward.use == "train"]
         missing = [name for name in names if any(key.number == number for key in self.ledger.wanted_scores(name))]
         return f"reward servers of {', '.join(missing)}: group {number} is not scored"
 
+    def backlog(self) -> dict[str, int]:
+        """Reward -> committed training groups that it has not scored."""
+        return {reward.name: len(self.ledger.wanted_scores(reward.name)) for reward in self.settings.rewards}
+
     def summary(self) -> dict[str, Any]:
-        """Figures for the live line: update, metrics, evaluation, waiting shares, states, versions and gauges by slot."""
+        """Figures for the live line and the fleet: progress, metrics, waiting shares, states; versions, gauges, work by slot."""
         with self.lock:
             waits = self.learner_waits_since is not None
             return {
@@ -273,7 +300,9 @@ class RunState:
                 "waiting": self.pulse.waiting_shares(self.clock()), "learner_waits_for": self.waited_for() if waits else "",
                 "counts": self.ledger.counts(), "drops": self.ledger.drops_by_reason(), "versions": dict(self.publications.versions),
                 "gauges": {slot: dict(gauges) for slot, gauges in self.pulse.gauges.items()}, "version": self.ledger.newest_version,
-                "outcome": str(self.end.outcome.kind), "reason": self.end.outcome.reason,
+                "outcome": str(self.end.outcome.kind), "reason": self.end.outcome.reason, "store_trouble": self.store_trouble,
+                "work": dict(self.fleet.work), "overruns": dict(self.fleet.overruns), "backlog": self.backlog(),
+                "slot_waits": self.pulse.slot_shares(self.clock()),
             }  # fmt: skip
 
     def _live_metrics(self) -> dict[str, float]:

@@ -3,28 +3,43 @@
 import secrets
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TypeVar
 
 from common.errors import AlreadyExists, GateError, StoreError
+from common.logs import get_logger
 from common.store.backends import Backend, FaultHook, LocalFiles, no_fault, open_backend
 
 SWEEP_AGE_S = 3600.0
 _PROBE_TIMEOUT_S = 60.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0  # between tries of a store that is away
 Paths = list[str]  # RunStore.list hides the builtin inside the class
+T = TypeVar("T")
+
+_log = get_logger("store")
 
 
 class RunStore:
     """A run directory at a URL: a plain path or file://, memory:// (one process), or an object store.
 
+    A store that is away (no permission, no connection, no answer in time, a server's 5xx, a full disk) is a StoreError; the caller
+    backs off. For a caller that cannot, `patience_s` makes every operation hold on by itself, saying so, before it gives up.
+
     Args:
         url: where the run lies; made on the first write.
         hook: a test's way to make a stage of an operation fail; production passes none.
+        patience_s: how long one operation is tried again while the store is away.
+        sleep: how it waits then.
     """
 
-    def __init__(self, url: str, *, hook: FaultHook = no_fault) -> None:
+    def __init__(
+        self, url: str, *, hook: FaultHook = no_fault, patience_s: float = 0.0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self.url = url
         self._backend: Backend = open_backend(url, hook)
+        self._patience_s, self._sleep = patience_s, sleep
 
     @property
     def local_root(self) -> Path | None:
@@ -39,58 +54,46 @@ class RunStore:
 
         Raises:
             AlreadyExists: the name holds other bytes; they stay.
-            StoreError: the store refused; no file of this name was made.
+            StoreError: the store refused; no file of this name was acknowledged.
         """
         _check_path(path)
         try:
-            self._backend.create(path, content, writer_id)
+            self._ask("create", path, lambda: self._backend.create(path, content, writer_id), names=(FileExistsError,))
         except FileExistsError:
             if self.read(path) != content:
                 raise AlreadyExists(
                     f"RunStore.create: {self.url}/{path} exists with other content (writer {writer_id} came second); "
                     "a committed file never changes; read the existing one"
                 ) from None
-        except OSError as error:
-            self._refuse("create", path, error)
 
     def replace(self, path: str, content: bytes, *, writer_id: str = "replace") -> None:
         """Write over a file atomically: for status.json and files that only their own writer derives. Raises StoreError."""
         _check_path(path)
-        try:
-            self._backend.replace(path, content, writer_id)
-        except OSError as error:
-            self._refuse("replace", path, error)
+        self._ask("replace", path, lambda: self._backend.replace(path, content, writer_id))
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes. Raises StoreError when it is missing or unreadable."""
         _check_path(path)
         try:
-            return self._backend.read(path)
+            return self._ask("read", path, lambda: self._backend.read(path), names=(FileNotFoundError,))
         except FileNotFoundError:
             raise StoreError(
                 f"RunStore.read: {self.url}/{path} is missing; it was retired, or the run directory was moved in part; restore it"
             ) from None
-        except OSError as error:
-            self._refuse("read", path, error)
 
     def exists(self, path: str) -> bool:
         """Whether a committed file of this name is there, freshly looked up."""
         _check_path(path)
         try:
-            self._backend.size(path)
+            self._ask("exists", path, lambda: self._backend.size(path), names=(FileNotFoundError, NotADirectoryError))
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError as error:
-            self._refuse("exists", path, error)
         return True
 
     def size(self, path: str) -> int:
         """Return a file's length in bytes. Raises StoreError."""
         _check_path(path)
-        try:
-            return self._backend.size(path)
-        except OSError as error:
-            self._refuse("size", path, error)
+        return self._ask("size", path, lambda: self._backend.size(path))
 
     def list(self, prefix: str = "") -> Paths:
         """Return the sorted paths of all committed files under a folder ("" = the whole run), freshly listed."""
@@ -99,30 +102,22 @@ class RunStore:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return path -> bytes of all committed files under a folder, freshly listed; empty when there is no such folder."""
         try:
-            return self._backend.sizes(prefix)
+            return self._ask("list", prefix, lambda: self._backend.sizes(prefix), names=(FileNotFoundError,))
         except FileNotFoundError:
             return {}
-        except OSError as error:
-            self._refuse("list", prefix, error)
 
     def remove(self, path: str) -> None:
         """Delete a file (retirement only); a missing one is fine. Raises StoreError."""
         _check_path(path)
-        try:
-            self._backend.remove(path)
-        except OSError as error:
-            self._refuse("remove", path, error)
+        self._ask("remove", path, lambda: self._backend.remove(path))
 
     def sweep(self, older_than_s: float = SWEEP_AGE_S) -> Paths:
-        """Delete temporary files that dead writers left, by the store's own clock; return their paths."""
-        try:
-            return self._backend.sweep(older_than_s)
-        except OSError as error:
-            self._refuse("sweep", "", error)
+        """Delete temporary files that dead writers left, by the store's own clock; return their paths. Raises StoreError."""
+        return self._ask("sweep", "", lambda: self._backend.sweep(older_than_s))
 
     def free_bytes(self) -> int | None:
-        """Return the free space, None where the store has no such limit."""
-        return self._backend.free_bytes()
+        """Return the free space, None where the store has no such limit. Raises StoreError."""
+        return self._ask("free_bytes", "", self._backend.free_bytes)
 
     def probe(self) -> None:
         """Prove that this store can carry a run: exclusive creates are refused the second time, other processes see files.
@@ -154,13 +149,41 @@ class RunStore:
             "conditional put); choose another file system",
         )
 
-    def _refuse(self, action: str, path: str, error: OSError) -> NoReturn:
-        free = self.free_bytes()
+    def _ask(self, action: str, path: str, operation: Callable[[], T], *, names: tuple[type[OSError], ...] = ()) -> T:
+        """Return the operation's answer; `names` are errors about this name, which pass. Raises StoreError when patience ends."""
+        started, pause_s, tries = time.monotonic(), _FIRST_PAUSE_S, 0
+        while True:
+            try:
+                answer = operation()
+            except names:
+                raise
+            except OSError as error:
+                refusal = self._refusal(action, path, error)
+                away_s = time.monotonic() - started
+                if isinstance(error, FileNotFoundError) or away_s >= self._patience_s:
+                    raise refusal from error
+                if tries == 0:
+                    _log.warning("the store is away, everything waits up to %.0f s: %s", self._patience_s, refusal)
+                tries += 1
+                self._sleep(min(pause_s, self._patience_s - away_s))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                if tries:
+                    _log.warning("the store is back after %.1f s (%s %s)", time.monotonic() - started, action, path)
+                return answer
+
+    def _refusal(self, action: str, path: str, error: OSError) -> StoreError:
+        try:
+            free = self._backend.free_bytes()
+        except OSError:
+            free = None
         space = "unknown" if free is None else f"{free:,}"
-        raise StoreError(
-            f"RunStore.{action}: {self.url}/{path}: {error.strerror or error} ({space} bytes free); nothing was acknowledged and "
-            "no part of the file is listed; free some space or mend the path, then start the same command again"
-        ) from error
+        remedy = "free some space or mend the path" if self.local_root else "mend the connection, the credentials or the bucket"
+        reason = error.strerror or str(error) or type(error).__name__
+        return StoreError(
+            f"RunStore.{action}: {self.url}/{path}: {reason} ({space} bytes free); nothing was acknowledged, and a file appears whole or not "
+            f"at all; {remedy}, then start the same command again if the run has ended"
+        )
 
 
 def _probe_other_process(file: Path, expected: bytes) -> None:

@@ -13,6 +13,7 @@ from common.store.claim import newest_incarnation
 from common.store.manifests import read_status
 from common.store.recovery import adapters
 from common.store.run_store import RunStore
+from deploy.commands.control import show_fleet
 from deploy.options import run_config_of
 
 RunArgument = Annotated[str, typer.Argument(help="a run directory")]
@@ -69,6 +70,7 @@ def status(run: RunArgument) -> None:
         return
     console.print(f"{found.state} on {found.host} (process {found.process_id}): {found.reason or 'working'}", highlight=False)
     console.print(f"updates {found.manifests}/{config.schedule.num_updates}, newest version {found.version}", highlight=False)
+    show_fleet(found.fleet, console)
     table = Table("groups", "count")
     for state, count in found.counts.items():
         table.add_row(str(state), str(count))

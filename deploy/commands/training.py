@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.store.run_store import RunStore
 from deploy.config import load_config
+from deploy.fakes import parse_fakes
 from deploy.options import StartOptions, default_run_dir
 from deploy.plan import describe
 
@@ -35,18 +36,23 @@ def train(
     resume: Annotated[Resume, typer.Option(help="auto: go on where the run directory stands")] = Resume.AUTO,
     allow_change: Annotated[list[str] | None, typer.Option("--allow-change", help="a config key that a resume may change")] = None,
     takeover: Annotated[bool, typer.Option("--takeover", help="drive a run that another job seems to drive")] = False,
-    address: Annotated[str | None, typer.Option(help="a Ray cluster to join; default: one on this machine")] = None,
+    address: Annotated[str | None, typer.Option(help="a Ray cluster to join; default: one on this machine", envvar="RAY_ADDRESS")] = None,
+    autoscale: Annotated[bool, typer.Option("--autoscale", help="let who waits decide the sizes, inside [autoscale]'s bounds")] = False,
+    fake: Annotated[
+        str | None, typer.Option(help="engines that sleep: rollout=1.0s,learner=1.0s,reward=0.3s; a range spreads slots")
+    ] = None,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
     console = Console()
-    config = load_config(recipe, sets or [])
+    config = load_config(recipe, [*(sets or []), *(["autoscale.enabled=true"] if autoscale else [])])
+    fakes = parse_fakes(fake) if fake is not None else None
     if dry_run:
-        for line in describe(config, local=local):
+        for line in [*describe(config, local=local), *([fakes.describe()] if fakes else [])]:
             console.print(line, highlight=False, soft_wrap=True)
         return
     options = StartOptions(
-        run_dir=run_dir or default_run_dir(config), local=local, resume=resume is Resume.AUTO, takeover=takeover,
-        allow_changes=tuple(allow_change or ()), address=address,
+        run_dir=run_dir or default_run_dir(config, fakes), local=local, resume=resume is Resume.AUTO, takeover=takeover,
+        allow_changes=tuple(allow_change or ()), address=address, fakes=fakes,
     )  # fmt: skip
     from deploy.session import run_session
     from deploy.summary import show_results
