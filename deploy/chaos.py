@@ -233,5 +233,14 @@ def summarize(reports: dict[str, ChaosReport], recipe: str, seed: int, updates: 
     }  # fmt: skip
 
 
+def main() -> None:
+    """Run the command line; a failure is one message."""
+    try:
+        app()
+    except FlowfleetError as error:
+        Console(stderr=True).print(f"error: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(error.exit_code) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

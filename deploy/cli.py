@@ -61,3 +61,7 @@ def main() -> None:
         errors.print(f"usage: {error}", style="bold red", highlight=False, markup=False)
         raise SystemExit(2) from None
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

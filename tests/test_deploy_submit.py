@@ -78,6 +78,13 @@ def test_the_environment_that_travels_holds_the_checkout_and_a_stop_deadline_and
     assert {".git", ".venv", "runs"} <= set(environment["excludes"])
 
 
+def test_the_module_that_the_entrypoint_names_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "recipes", "ls"], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "tiny-geneval" in done.stdout
+
+
 @pytest.mark.parametrize("run_dir", [None, "runs/mine"])
 def test_a_run_directory_inside_the_jobs_own_folder_is_refused(run_dir: str | None) -> None:
     with pytest.raises(ConfigError, match="absolute path on a mount"):
