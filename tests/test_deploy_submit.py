@@ -151,7 +151,8 @@ def guarded_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the cluster's
+    environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     dashboard = free_port()
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
