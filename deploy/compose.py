@@ -90,11 +90,11 @@ def resolved_model(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"path": str(shipped_path(model.path))})
 
 
-def coordinator_builder(parts: RunParts) -> Callable[[], Coordinator]:
-    """Return what makes the Coordinator, in whichever process calls it."""
+def coordinator_builder(parts: RunParts, *, store_patience_s: float = 0.0) -> Callable[[], Coordinator]:
+    """Return what makes the Coordinator, in whichever process calls it. `store_patience_s`: see RunStore; for a process with one thread."""
 
     def build() -> Coordinator:
-        store = RunStore(parts.store_url)
+        store = RunStore(parts.store_url, patience_s=store_patience_s)
         return Coordinator(
             store, parts.coordinator, incarnation=parts.incarnation,
             prompt_for=prompt_order(parts.config, parts.train_prompts),

@@ -9,7 +9,7 @@ from common.runtime import prepare_process
 from common.store.control import ControlReader
 from common.store.directive import Directive
 from common.store.ending import EndKind, Outcome
-from common.store.run_store import RunStore
+from common.store.run_store import STORE_PATIENCE_S, RunStore
 from common.types import Wait
 from deploy.compose import RunParts, coordinator_builder, single_worker
 from deploy.signals import StopSignals
@@ -38,9 +38,9 @@ def run_local(
         How the run ended; a guard's end is the caller's to raise.
     """
     prepare_process(parts.config.learner.num_threads)
-    coordinator = coordinator_builder(parts)()
+    coordinator = coordinator_builder(parts, store_patience_s=STORE_PATIENCE_S)()
     learner = LearnerProcess(parts.learner, coordinator, policy)
-    worker = build_local_worker(single_worker(parts), coordinator, learner.policy, RunStore(parts.store_url))
+    worker = build_local_worker(single_worker(parts), coordinator, learner.policy, RunStore(parts.store_url, patience_s=STORE_PATIENCE_S))
     loops: dict[str, Iterator[Wait]] = {"rollout": worker.loop()}
     loops |= {server.slot: scoring_loop(build_server(server, coordinator)) for server in parts.servers}
     loops["learner"] = learner.loop()
@@ -60,7 +60,7 @@ class LocalStops:
     """Who asked this process to stop: a signal, or `flowfleet stop`. There is no fleet to scale here."""
 
     def __init__(self, parts: RunParts, signals: StopSignals | None) -> None:
-        self._control, self._signals = ControlReader(RunStore(parts.store_url), parts.incarnation), signals
+        self._control, self._signals = ControlReader(RunStore(parts.store_url, patience_s=STORE_PATIENCE_S), parts.incarnation), signals
         self._sizes, self._looked_at = configured_sizes(parts.config), time.monotonic()
         self._ended: Outcome | None = None
         if signals is not None:

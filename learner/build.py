@@ -17,7 +17,7 @@ from common.policy.load import load_policy
 from common.protocols import LearnerDesk
 from common.store.faces import GroupFiles
 from common.store.media import read_statistics
-from common.store.run_store import RunStore
+from common.store.run_store import STORE_PATIENCE_S, RunStore
 from common.types import Manifest, Wait
 from learner.archive import RunArchive
 from learner.config import LearnerConfig
@@ -85,7 +85,7 @@ class LearnerProcess:
         Raises:
             ModelError, ConfigError: what loading finds.
         """
-        store = RunStore(settings.store_url)
+        store = RunStore(settings.store_url, patience_s=STORE_PATIENCE_S)
         self.policy = policy or (load_policy(settings.model) if settings.fake is None else FakePolicy())
         self._desk, self._source = desk, GroupFiles(store)
         self._learner = _make_learner(settings, self.policy, pause)

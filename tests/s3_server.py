@@ -41,7 +41,8 @@ class S3Server:
         time.sleep(self.hang_s)
         if self.is_busy:
             start_response("503 Service Unavailable", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>ServiceUnavailable</Code><Message>away for a while</Message></Error>"]
+            body = b"<Error><Code>ServiceUnavailable</Code><Message>away for a while</Message></Error>"
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
         with self._lock:
             return list(self._moto(environ, start_response))
 

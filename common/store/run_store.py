@@ -13,6 +13,7 @@ from common.logs import get_logger
 from common.store.backends import Backend, FaultHook, LocalFiles, no_fault, open_backend
 
 SWEEP_AGE_S = 3600.0
+STORE_PATIENCE_S = 600.0  # `patience_s` of a role that cannot back off: the learner, and all of them under --local
 _PROBE_TIMEOUT_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0  # between tries of a store that is away
 Paths = list[str]  # RunStore.list hides the builtin inside the class
