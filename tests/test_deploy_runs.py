@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_loses_nothing(
     tiny_sd3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = FullDisk("group.arrow", 2, 3)
-    monkeypatch.setattr("deploy.local_run.RunStore", lambda url: RunStore(url, hook=fault))
+    monkeypatch.setattr("deploy.local_run.RunStore", lambda url, **options: RunStore(url, hook=fault, **options))
     run_session(small_config(tiny_sd3_dir, "tiny-geneval", SYNC), local_options(tmp_path / "run"), QUIET)
     assert fault.count > 3  # it was met, and passed
     assert audit(RunStore(str(tmp_path / "run"))).is_clean
@@ -145,7 +145,8 @@ def test_a_full_disk_under_the_learner_ends_the_run_by_name_and_the_same_command
 ) -> None:
     config, options = small_config(tiny_sd3_dir, "tiny-geneval", SYNC), local_options(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("learner.build.RunStore", lambda url: RunStore(url, hook=FullDisk("learner/update_000002", 1, 99)))
+        full = FullDisk("learner/update_000002", 1, 99)
+        patch.setattr("learner.build.RunStore", lambda url, patience_s: RunStore(url, hook=full, patience_s=0.5))
         with pytest.raises(StoreError, match="No space left"):
             run_session(config, options, QUIET)
     run_session(config, options, QUIET)
