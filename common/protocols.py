@@ -78,8 +78,12 @@ class LearnerDesk(Protocol):
         """Announce a published policy version; at or below the newest it is kept and ignored."""
         ...
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Announce that history of `update` is durable, with its metrics for the live line and /metrics."""
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """Announce that history of `update` is durable, with its metrics for the live line and /metrics.
+
+        Returns:
+            Whether a LearnerState is wanted with the next update: the disk's cap is near, and only a state lets groups leave.
+        """
         ...
 
     def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:

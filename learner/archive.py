@@ -64,6 +64,7 @@ class RunArchive:
         self._statistics: ImageStatistics = statistics or NoImageStatistics()
         self._unix_clock = unix_clock
         self._num_history_differences = 0
+        self.is_state_wanted = False  # the Coordinator's word: the next update saves a state out of its turn
 
     @property
     def num_differences(self) -> int:
@@ -92,10 +93,11 @@ class RunArchive:
             self._states.save(learner)
 
     def freeze(self, learner: Learner, manifest: Manifest, groups: Sequence[RolloutGroup], result: UpdateResult) -> FrozenUpdate:
-        """Return what an update leaves behind, with its LearnerState every state_interval updates."""
+        """Return what an update leaves behind, with its LearnerState every state_interval updates, or where one is wanted."""
+        is_state_due = learner.version % self._interval == 0 or self.is_state_wanted
         return FrozenUpdate(
             manifest=manifest, groups=tuple(groups), result=result, version=self._publisher.freeze(learner),
-            state=freeze_state(learner) if learner.version % self._interval == 0 else None,
+            state=freeze_state(learner) if is_state_due else None,
         )  # fmt: skip
 
     def save_state(self, frozen: FrozenUpdate) -> None:

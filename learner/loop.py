@@ -83,7 +83,7 @@ def file_update(frozen: FrozenUpdate, desk: LearnerDesk, archive: RunArchive, se
     """Make an update durable, in the order that a replay relies on: LearnerState, policy version, history."""
     archive.save_state(frozen)
     desk.publish(archive.publish(frozen))
-    desk.finish_update(frozen.manifest.update, archive.record(frozen, seconds))
+    archive.is_state_wanted = desk.finish_update(frozen.manifest.update, archive.record(frozen, seconds))
 
 
 def _ask(learner: Learner, desk: LearnerDesk) -> Answer:

@@ -154,6 +154,7 @@ class RolloutWorld:
     finished: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     manifests: dict[int, Manifest] = field(default_factory=dict)
     groups: dict[str, RolloutGroup] = field(default_factory=dict)
+    states_wanted_at: frozenset[int] = frozenset()  # updates whose end asks for a state
     waits: int = 0
 
     def next_manifest(self, update: int) -> Manifest | Wait | Stop:
@@ -179,8 +180,9 @@ class RolloutWorld:
     def publish(self, publication: Publication) -> None:
         self.publications.append(publication)
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
         self.finished.append((update, metrics))
+        return update in self.states_wanted_at
 
     def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:
         pass

@@ -85,8 +85,9 @@ class PreparedDesk:
     def publish(self, publication: Publication) -> None:
         pass
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
         self.finished.append(update)
+        return False
 
     def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:
         pass

@@ -110,9 +110,9 @@ class WatchedCoordinator(Coordinator):
         self.manifests: dict[int, Manifest] = {}
         self._watch_clock = clock
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
         self.finished_at.setdefault(update, self._watch_clock())
-        super().finish_update(update, metrics)
+        return super().finish_update(update, metrics)
 
     def next_manifest(self, update: int) -> Manifest | Wait | Stop:
         answer = super().next_manifest(update)

@@ -162,11 +162,12 @@ def work(store: RunStore, desk: Coordinator, reward: str = "r") -> Iterator[Roll
             yield each
 
 
-def learn(store: RunStore, desk: Coordinator, update: int, *, incarnation: int = 1) -> Manifest:
+def learn(store: RunStore, desk: Coordinator, update: int, *, incarnation: int = 1, saves_state: bool = True) -> Manifest:
     """Consume the manifest of an update that is ready, and publish."""
     manifest = desk.next_manifest(update)
     assert isinstance(manifest, Manifest), manifest
-    write_state(store, update)
+    if saves_state:
+        write_state(store, update)
     publish(store, desk, update, incarnation=incarnation)
     desk.finish_update(update, {"reward": 0.5, "flat_group_share": 0.25, "kl": 1e-3})
     return manifest

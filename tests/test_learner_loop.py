@@ -169,6 +169,15 @@ def test_stopping_between_due_states_saves_one() -> None:
     assert "learner/update_000002/complete.json" in run.files.list("learner")
 
 
+@pytest.mark.parametrize("writer", [InlineWriter, BackgroundWriter])
+def test_a_state_that_the_coordinator_wants_is_saved_with_the_next_update(writer: Callable[[], Writer]) -> None:
+    run = Run(GrpoConfig(clip_range=0.1), "live", num_updates=5, changes={"state_interval": 9, "states_kept": 9})
+    run.world.states_wanted_at = frozenset({2})
+    run.start(writer=writer())
+    complete = [path for path in run.files.list("learner") if path.endswith("complete.json")]
+    assert complete == [f"learner/update_{update:06d}/complete.json" for update in (0, 3, 5)]  # begin, wanted, end
+
+
 def test_a_publication_of_a_snapshot_that_nobody_keeps_is_refused() -> None:
     with pytest.raises(ConfigError, match="behavior"):
         Run(GrpoConfig(), "behavior").start()

@@ -52,9 +52,10 @@ class EagerWorld(RolloutWorld):
         super().publish(publication)
         self.files.order.append(f"publish {publication.adapter.version}")
 
-    def finish_update(self, update: int, metrics: object) -> None:
-        super().finish_update(update, metrics)  # type: ignore[arg-type]
+    def finish_update(self, update: int, metrics: object) -> bool:
+        is_state_wanted = super().finish_update(update, metrics)  # type: ignore[arg-type]
         self.files.order.append(f"finish {update}")
+        return is_state_wanted
 
 
 def kinds(order: list[str]) -> list[str]:

@@ -87,6 +87,23 @@ def test_bytes_stay_under_the_cap_at_every_moment_and_the_audit_stays_clean(num_
     assert 0 < report.num_retired < 2 * num_updates
 
 
+def test_a_state_is_wanted_where_the_cap_would_be_passed_and_then_old_groups_leave(tmp_path: Path) -> None:
+    num_updates, max_bytes = 36, 600_000
+    store = CountingStore(str(tmp_path))
+    desk = begin(store, num_updates, max_bytes=max_bytes)
+    saved_at: list[int] = []
+    is_wanted = False
+    for update in range(1, num_updates + 1):
+        for _ in work(store, desk):
+            pass
+        learn(store, desk, update, saves_state=is_wanted)
+        saved_at += [update] if is_wanted else []
+        is_wanted = desk.finish_update(update, {})  # told again: the answer is the same
+    assert store.peak <= max_bytes < store.peak + store.removed
+    assert 0 < len(saved_at) < num_updates // 2  # not at every update
+    assert audit(store).violations == ()
+
+
 def test_groups_after_the_newest_learner_state_stay_though_the_cap_is_passed(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     desk = begin(store, 4)

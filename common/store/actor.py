@@ -84,9 +84,9 @@ class CoordinatorActor:
         """LearnerDesk."""
         self._desk.publish(publication)
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
         """LearnerDesk."""
-        self._desk.finish_update(update, metrics)
+        return self._desk.finish_update(update, metrics)
 
     def tick(self, directive: Directive | None = None) -> Outcome:
         """Called about every second by the driver."""
@@ -186,6 +186,7 @@ class CoordinatorClient:
         """LearnerDesk."""
         self._call("publish", publication)
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
         """LearnerDesk."""
-        self._call("finish_update", update, dict(metrics))
+        is_state_wanted: bool = self._call("finish_update", update, dict(metrics))
+        return is_state_wanted

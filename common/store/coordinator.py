@@ -257,9 +257,9 @@ class Coordinator:
         """Announce a published policy version; at or below the newest it is kept and ignored. Raises Fenced, StoreError."""
         self._learner.publish(publication)
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Announce that history of `update` is durable, with its metrics; old files are retired."""
-        self._learner.finish_update(update, metrics)
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """Announce that history of `update` is durable, with its metrics; old files are retired. Returns whether a state is wanted."""
+        return self._learner.finish_update(update, metrics)
 
     # ---- what the shell calls
 

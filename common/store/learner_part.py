@@ -118,8 +118,8 @@ class LearnerPart:
             self._state.ledger.published(version)
             self._state.request_evaluations()
 
-    def finish_update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Announce that history of `update` is durable, with its metrics; old files are retired."""
+    def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """Announce that history of `update` is durable, with its metrics; old files are retired. Returns whether a state is wanted."""
         with self._state.lock:
             self._state.finished_update = max(self._state.finished_update, update)
             self._state.fleet.worked("learner")
@@ -129,3 +129,4 @@ class LearnerPart:
             protected = leased | self._state.pinned_versions()
         self._state.retention.retire_adapters(protected)
         self._state.retention.retire_groups(update, lambda _: self._state.write_status())
+        return self._state.retention.is_state_wanted

@@ -20,6 +20,7 @@ class Retention:
     Group files leave in consumption order, whole updates at a time, after `announce(update)` was told: so the audit can tell
     retirement from loss. Only updates at or before the newest complete LearnerState are retired, since a recovery replays later ones.
     Strict order makes an update's files a range of numbers: those above the numbers of the update before, up to its own highest.
+    A cap that would be passed asks for a LearnerState (`is_state_wanted`), after which more may leave.
     Room is kept under the cap for what may be committed before the next call: (S + 1) updates, all that admission allows.
     """
 
@@ -31,6 +32,7 @@ class Retention:
         self._records = (0, 0.0)  # call and bytes of the last count of the small files that stay: all but groups, adapters and states
         self._growth = 0.0  # of them, bytes a call
         self._calls = 0
+        self.is_state_wanted = False  # updates after the newest state fill the directory up to its cap
         self._retired_numbers: int | None = None  # numbers below it are retired; None until a manifest was read
 
     def retire_adapters(self, protected: set[int]) -> list[str]:
@@ -76,6 +78,7 @@ class Retention:
             announce(update)
         for path in gone:
             self._store.remove(path)
+        self.is_state_wanted = total > most and removable < last_update
         self._tell_excess(total, removable)
         return gone
 
@@ -89,7 +92,7 @@ class Retention:
         if total > self._config.max_bytes:
             _log.warning(
                 "retention: the run directory holds %d bytes, store.max_bytes is %d, and nothing more may leave: updates after the "
-                "LearnerState of update %d would be replayed; raise the cap, or lower learner.state_interval or learner.states_kept",
+                "LearnerState of update %d would be replayed; a state is asked for; raise the cap, or lower learner.states_kept",
                 total, self._config.max_bytes, removable,
             )  # fmt: skip
 
