@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check lint types slow bench bench-control curves chaos clean
+.PHONY: setup demo test check lint types slow bench bench-control bench-scale curves chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -36,6 +36,10 @@ bench: setup  ## speed and memory per stage, written to docs/benchmarks
 
 bench-control: setup  ## the control plane under 64 fake workers, 1,000 updates, about 20 minutes; written to docs/benchmarks
 	$(PY) -m deploy.bench_control --out docs/benchmarks
+
+bench-scale: setup  ## images a second while workers come and go, fake engines and real ones; written to docs/benchmarks
+	$(PY) -m deploy.bench_scale --engines fake --sizes 1,4,2 --updates 20
+	$(PY) -m deploy.bench_scale --engines real --sizes 1,2,1 --updates 6
 
 curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file a run under docs/results
 	$(PY) -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45

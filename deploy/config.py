@@ -124,6 +124,10 @@ def _sampler_and_objective(config: RunConfig) -> list[str]:
     if isinstance(objective, NftConfig):
         if rollout.snapshot != "behavior":
             problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
+        if objective.kl_guidance > 1 and objective.kl_beta == 0:
+            problems.append(
+                f"learner.objective.kl_guidance={objective.kl_guidance:g} guides a KL whose weight is 0; set kl_beta, or leave it out"
+            )
         num_sigmas = num_probe_sigmas(rollout.num_steps, objective.timestep_fraction)
         if objective.timesteps_per_sample > num_sigmas:
             problems.append(

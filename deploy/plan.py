@@ -61,7 +61,7 @@ def make_plan(config: RunConfig) -> Plan:
 def _learning_forwards(config: RunConfig, window: int, guided: int) -> float:
     objective = config.learner.objective
     if isinstance(objective, NftConfig):
-        reference = 1.0 if objective.kl_beta > 0 else 0.0
+        reference = (2.0 if objective.kl_guidance > 1 else 1.0) if objective.kl_beta > 0 else 0.0
         return objective.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + reference)
     assert isinstance(objective, GrpoConfig)
     reference = float(guided) if objective.kl_beta > 0 else 0.0

@@ -23,6 +23,9 @@ class NftConfig(StrictModel):
     name: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0)
     kl_beta: float = Field(1e-4, ge=0)  # velocity MSE to the base
+    kl_guidance: float = Field(
+        1.0, ge=1
+    )  # guidance of that base: above 1 the KL distils it (CRD, arXiv 2603.14128); sampling stays as it is
     timesteps_per_sample: int = Field(2, ge=1)  # of the sampler's grid, drawn without replacement
     timestep_fraction: float = Field(1.0, gt=0, le=1)  # the grid's first part (high noise) that they are drawn from
     decay: Literal["on_policy", "linear", "delayed"] = "linear"  # of the behavior snapshot: the paper's types 0, 1, 2

@@ -38,6 +38,7 @@ class WorkerSettings:
     model: ModelConfig
     rollout: RolloutConfig
     evaluation: EvaluationConfig
+    keeps_negative: bool = False  # text features of the empty prompt go into the group file though sampling is unguided
     fake: FakeSpec | None = None  # a fake engine instead of the model
 
 
@@ -90,6 +91,13 @@ def _assemble(
 
 def _studio(settings: WorkerSettings, policy: Policy, pause: Callable[[float], None]) -> LeaseSampler:
     if settings.fake is None:
-        return Studio(policy, settings.rollout, settings.evaluation, run=settings.run, run_seed=settings.run_seed)
+        return Studio(
+            policy,
+            settings.rollout,
+            settings.evaluation,
+            run=settings.run,
+            run_seed=settings.run_seed,
+            keeps_negative=settings.keeps_negative,
+        )
     seconds = settings.fake.seconds_of(settings.slot)
     return FakeStudio(policy, settings.rollout, run=settings.run, run_seed=settings.run_seed, seconds=seconds, pause=pause)

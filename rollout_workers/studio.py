@@ -50,9 +50,10 @@ class Studio:
 
     def __init__(
         self, policy: Policy, config: RolloutConfig, evaluation: EvaluationConfig, *,
-        run: str, run_seed: int, clock: Callable[[], float] = time.monotonic,
+        run: str, run_seed: int, keeps_negative: bool = False, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Prepare to sample. Raises ConfigError when kernel, window and steps do not fit together."""
+        """Prepare to sample; `keeps_negative`: for a learner that guides. Raises ConfigError when kernel, window and steps do not fit."""
+        self._with_negative = keeps_negative or config.guidance_scale > 1
         self._policy, self._config, self._evaluation = policy, config, evaluation
         self._run, self._run_seed, self._clock = run, run_seed, clock
         self._plan = make_window_plan(config.window, config.num_steps, run_seed)
@@ -70,7 +71,7 @@ class Studio:
     def _group(self, lease: RolloutLease) -> SampledWork:
         started, (prompt,), config = self._clock(), lease.prompts, self._config
         spec = self.spec(lease.window_round, lease.snapshot)
-        (features,) = self._features.encode([prompt.text], with_negative=config.guidance_scale > 1)
+        (features,) = self._features.encode([prompt.text], with_negative=self._with_negative)
         trajectories = sample_group(
             self._policy, features, spec,
             run_seed=self._run_seed, group=lease.number, group_size=config.group_size, micro_batch=config.micro_batch,

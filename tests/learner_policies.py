@@ -50,7 +50,7 @@ class Residual(torch.nn.Module):
 
 
 class StubPolicy:
-    """A base velocity and a residual adapter; both see flat latents."""
+    """A base velocity, which guidance multiplies, and a residual adapter; both see flat latents."""
 
     def __init__(
         self, base: Velocity, adapter: torch.nn.Module, latent_shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
@@ -80,7 +80,7 @@ class StubPolicy:
     ) -> torch.Tensor:
         self.num_forwards["on" if self._enabled else "off"] += 1
         flat, t = latents.flatten(1).to(self._dtype), sigma.to(self._dtype)
-        velocity = self._base(flat, t)
+        velocity = guidance_scale * self._base(flat, t)  # as if the unconditional velocity were 0
         if self._enabled:
             velocity = velocity + self._adapter(flat, t)
         return velocity.view(latents.shape)

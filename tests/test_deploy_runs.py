@@ -58,6 +58,16 @@ def test_a_run_cut_in_two_equals_the_whole_one(recipe: str, tiny_sd3_dir: Path, 
     assert audit(RunStore(str(tmp_path / "cut"))).is_clean
 
 
+def test_a_guided_kl_finds_the_empty_prompts_features_in_the_group_file(tiny_sd3_dir: Path, tmp_path: Path) -> None:
+    guided = ("learner.objective.kl_beta=0.1", "learner.objective.kl_guidance=2.0", "schedule.num_updates=1", "evaluation.at_start=false")
+    run_session(small_config(tiny_sd3_dir, "tiny-geneval", SYNC, *guided), local_options(tmp_path / "run"), QUIET)
+    learner = json.loads((tmp_path / "run" / "metrics" / "update_000001.i0001.json").read_text())["learner"]
+    assert learner["kl_guided"] > 0
+    store = RunStore(str(tmp_path / "run"))
+    groups = [GroupFiles(store).read_group(path) for path in store.list("groups") if path.endswith(".group.arrow")]
+    assert all(group.features.negative_embeds is not None and group.sampler.guidance_scale == 1.0 for group in groups)
+
+
 def test_grpo_starts_at_ratio_one_and_passes_parity(tiny_sd3_dir: Path, tmp_path: Path) -> None:
     config = small_config(tiny_sd3_dir, "tiny-geneval-grpo", SYNC, "schedule.num_updates=1", "learner.optimizer_steps=1")
     run_session(config, local_options(tmp_path / "grpo"), QUIET)

@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,10 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError, FlowfleetError, UserError
+from common.store.audit import audit
+from common.store.manifests import read_status
+from common.store.paths import learner_complete_path
+from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config
 from deploy.submit import Submission, connect_jobs, plan_submission, submit
 from tests.run_fixtures import QUIET
@@ -153,10 +159,11 @@ def guarded_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     token.chmod(0o600)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is the cluster's
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["SESSIONS"] = sessions = tempfile.mkdtemp(prefix="ff")  # a socket's path is short
     dashboard = free_port()
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=6",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=6", f"--temp-dir={sessions}",
     ]  # fmt: skip
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -165,6 +172,7 @@ def guarded_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(timeout=60)
+        shutil.rmtree(sessions, ignore_errors=True)
 
 
 def wait_for_port(port: int, head: "subprocess.Popen[bytes]", timeout_s: float) -> None:
@@ -196,8 +204,10 @@ def test_a_submitted_run_streams_its_log_ends_with_its_code_and_leaks_no_token(
     done = submit_command(address, environment, "tiny-geneval", "--run-dir", str(run_dir), *small_sets(tiny_sd3_dir))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report:" in done.stdout
-    files = [path for path in run_dir.rglob("*") if path.is_file()]
-    assert len(files) > 10
+    sessions = [path for path in Path(environment["SESSIONS"]).rglob("*") if path.is_file()]  # Ray's own logs
+    files = [*sessions, *(path for path in run_dir.rglob("*") if path.is_file())]
+    assert len(files) > 40
+    assert any("job-driver" in path.name for path in sessions)
     token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
     for secret in (planted, token):
         assert secret not in done.stdout + done.stderr
@@ -207,6 +217,58 @@ def test_a_submitted_run_streams_its_log_ends_with_its_code_and_leaks_no_token(
     )
     assert again.returncode == 2, again.stdout + again.stderr  # the refused resume's own code
     assert "learner.ema_decay" in again.stdout
+
+
+LONG = ("schedule.num_updates=5000", "evaluation.every=0", "evaluation.at_start=false", "learner.state_interval=1")
+
+
+def wait_for_update(run_dir: Path, update: int) -> None:
+    """Until the run has published it."""
+    store, deadline = RunStore(str(run_dir)), time.monotonic() + 240.0
+    while (status := read_status(store)) is None or status.version < update:
+        assert time.monotonic() < deadline, f"update {update} did not come"
+        time.sleep(0.2)
+
+
+def check_saved(run_dir: Path) -> None:
+    """The run says that it stopped, the newest version has its LearnerState, and the files are sound."""
+    store = RunStore(str(run_dir))
+    status = read_status(store)
+    assert status is not None and (status.state, "the same command goes on" in status.reason) == ("stopped", True)
+    assert store.exists(learner_complete_path(status.version))
+    assert audit(store).violations == ()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_submitted_run_in_a_saved_state(guarded_head: tuple[str, dict[str, str]], tiny_sd3_dir: Path, tmp_path: Path) -> None:
+    address, environment = guarded_head
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", "from deploy.cli import main; main()", "submit", "--address", address, "tiny-geneval"]
+    command += ["--run-dir", str(run_dir), *small_sets(tiny_sd3_dir, *LONG)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as submitter:
+        wait_for_update(run_dir, 2)
+        submitter.send_signal(signal.SIGINT)
+        output, _ = submitter.communicate(timeout=180)
+    assert submitter.returncode == 130, output
+    assert "its state is being saved" in output
+    check_saved(run_dir)
+
+
+@pytest.mark.slow
+def test_ray_job_stop_ends_a_submitted_run_in_a_saved_state(
+    guarded_head: tuple[str, dict[str, str]], tiny_sd3_dir: Path, tmp_path: Path
+) -> None:
+    address, environment = guarded_head
+    run_dir = tmp_path / "run"
+    job = ["--job-id", "stopped-by-hand", "--no-wait"]
+    done = submit_command(address, environment, "tiny-geneval", *job, "--run-dir", str(run_dir), *small_sets(tiny_sd3_dir, *LONG))
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for_update(run_dir, 2)
+    ray = str(Path(sys.executable).parent / "ray")
+    stop = [ray, "job", "stop", "--address", address, "stopped-by-hand"]
+    stopped = subprocess.run(stop, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    check_saved(run_dir)
 
 
 @pytest.mark.slow

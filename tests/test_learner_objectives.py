@@ -260,6 +260,27 @@ def test_nft_reads_the_behavior_snapshot_and_not_the_live_adapter() -> None:
     torch.testing.assert_close(terms[0].means["kl"], moved, rtol=1e-4, atol=1e-7)
 
 
+def test_the_kl_of_nft_pulls_toward_the_guided_base() -> None:
+    policy, scale = linear_policy(fresh=False), 3.0
+    objective = nft(kl_beta=0.5, kl_guidance=scale)
+    batch = make_batch(policy, objective)
+    plain, _, _ = run_terms(nft(), batch, context(policy, behavior=policy.read_adapter()))
+    value, _, terms = run_terms(objective, batch, context(policy, behavior=policy.read_adapter()))
+    probes, added = draw_probes(batch, 2), 0.0
+    for term, sigma, noise in zip(terms, probes.sigma, probes.noise, strict=True):
+        level = sigma.view(-1, 1, 1, 1)
+        latents = (1 - level) * batch.clean + level * noise
+        with torch.no_grad():
+            live = policy.velocity(latents, sigma, batch.features)
+            with policy.base():
+                base = policy.velocity(latents, sigma, batch.features)
+        distance = (live - scale * base).square().mean(dim=(1, 2, 3))
+        torch.testing.assert_close(term.means["kl_guided"], distance, rtol=1e-5, atol=0)
+        assert "kl" not in term.means  # which is 0 at the start of a run
+        added += 0.5 * float(distance.sum()) / 2
+    assert value - plain == pytest.approx(added, rel=1e-4)
+
+
 def test_implicit_velocities_average_to_the_behavior() -> None:
     velocity, behavior = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     positive, negative = implicit_velocities(velocity, behavior, 0.3)

@@ -19,6 +19,7 @@ Unit = Literal["share", "groups", "seconds"]
 Lines = Mapping[str, Sequence[float]]  # label -> values, one an update
 _KL_NAMES = {
     "kl": "KL to the base",
+    "kl_guided": "distance to the guided base",
     "kl_exact": "KL, exact",
     "approx_kl": "KL to the anchor (estimate)",
     "kl_behavior": "distance to behavior",

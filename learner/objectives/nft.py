@@ -93,7 +93,10 @@ class Nft:
         return draw_probes(batch, self.config.timesteps_per_sample, self.config.timestep_fraction)
 
     def losses(self, batch: MicroBatch, anchors: Probes, context: LossContext) -> Iterator[LossTerm]:
-        """One part a sigma: [rho l(v+) + (1 - rho) l(v-)] / beta * adv_clip + kl_beta * mean (v - v_base)^2."""
+        """One part a sigma: [rho l(v+) + (1 - rho) l(v-)] / beta * adv_clip + kl_beta * mean (v - v_base)^2.
+
+        With kl_guidance w > 1, v_base is v_u + w (v_c - v_u) of the base: the KL then distils guidance (CRD, arXiv 2603.14128).
+        """
         count = len(anchors.sigma)
         for sigma, noise in zip(anchors.sigma, anchors.noise, strict=True):
             yield self._part(batch, sigma, noise, context, count)
@@ -114,7 +117,7 @@ class Nft:
         loss = contrast
         if base is not None:
             divergence = (velocity - base).square().mean(dim=(1, 2, 3))
-            means["kl"] = divergence.detach()
+            means["kl_guided" if self.config.kl_guidance > 1 else "kl"] = divergence.detach()
             loss = loss + self.config.kl_beta * divergence
         return LossTerm(loss=loss.sum() / count, means=means)
 
@@ -122,4 +125,6 @@ class Nft:
         if self.config.kl_beta == 0:
             return None
         with torch.no_grad(), context.policy.base():
-            return fm_errors(context.policy, batch.clean, sigma, noise, batch.features).velocity
+            return fm_errors(
+                context.policy, batch.clean, sigma, noise, batch.features, guidance_scale=self.config.kl_guidance
+            ).velocity  # fmt: skip
