@@ -1,11 +1,17 @@
 """LearnerState: bitwise resume (O15), complete or not at all, thinned, refused when damaged."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from common.errors import CorruptFile
+from deploy.config import PROJECT
 from learner.config import GrpoConfig, NftConfig
 from learner.state import StateArchive
 from tests.learner_fakes import MemoryFiles
@@ -75,3 +81,14 @@ def test_a_state_of_another_objective_is_refused() -> None:
     archive.save(learner_of(objective=NftConfig()))
     with pytest.raises(CorruptFile, match="behavior"):
         archive.load(learner_of(objective=GrpoConfig()), 0)
+
+
+def test_twenty_kills_during_the_saving_leave_only_whole_states(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.state_saver_child", str(tmp_path / "run"), "20", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr  # every complete state was loaded after every kill
+    told = json.loads(done.stdout)
+    assert len(told["newest"]) == 21
+    assert sorted(set(told["newest"])) == told["newest"]  # each process went on from the newest
+    assert told["num_partial"] > 0  # the kills did come in the middle
