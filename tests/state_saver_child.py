@@ -64,7 +64,7 @@ def main(url: str, num_kills: int, seed: int) -> None:
         update, is_partial = check(url)
         newest.append(update)
         num_partial += is_partial
-    print(json.dumps({"newest": newest, "num_partial": num_partial}))
+    sys.stdout.write(json.dumps({"newest": newest, "num_partial": num_partial}))
 
 
 if __name__ == "__main__":
