@@ -44,7 +44,7 @@ def test_set_reaches_list_items_and_keeps_types() -> None:
         (["evaluation.rewards=[\"clip_score\"]"], "clip_score"),
         (["reward.0.use=watch", "reward.1.use=watch"], "no reward trains"),
         (["reward.1.name=geneval_strict"], "stands twice"),
-        (["learner.objective.kl_guidance=2.0"], "guides a KL whose weight is 0"),
+        (["learner.objective.kl_beta=0.0"], "guides a KL whose weight is 0"),
         (["learner.objective.timesteps_per_sample=7"], "timesteps_per_sample=7 exceeds"),
         (["learner.objective={name=\"grpo\"}", "rollout.snapshot=live"], "makes none"),
         (["reward.9.weight=1"], "no item of a list"),
