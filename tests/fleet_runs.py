@@ -21,9 +21,9 @@ SETS = (
 )  # fmt: skip
 
 
-def fake_arguments(run_dir: Path, *sets: str) -> list[str]:
+def fake_arguments(run_dir: Path, *sets: str, fakes: str = FAKES) -> list[str]:
     """`train` with fake engines into a folder."""
-    return ["train", "tiny-geneval", "--fake", FAKES, "--run-dir", str(run_dir), *(p for item in (*SETS, *sets) for p in ("--set", item))]
+    return ["train", "tiny-geneval", "--fake", fakes, "--run-dir", str(run_dir), *(p for item in (*SETS, *sets) for p in ("--set", item))]
 
 
 def wait_until(holds: Callable[[], Any], what: str) -> Any:
@@ -40,10 +40,10 @@ def wait_until(holds: Callable[[], Any], what: str) -> Any:
 class FakeRun:
     """A driver process and its run directory."""
 
-    def __init__(self, run_dir: Path, *sets: str) -> None:
+    def __init__(self, run_dir: Path, *sets: str, fakes: str = FAKES) -> None:
         self.run_dir = run_dir
         self.log = run_dir.with_suffix(".log")
-        command = [sys.executable, "-c", "from deploy.cli import main; main()", *fake_arguments(run_dir, *sets)]
+        command = [sys.executable, "-c", "from deploy.cli import main; main()", *fake_arguments(run_dir, *sets, fakes=fakes)]
         with self.log.open("a") as output:
             self.driver = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self.seen: set[int] = {self.driver.pid}  # every process that status ever listed

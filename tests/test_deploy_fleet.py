@@ -93,5 +93,27 @@ def test_a_worker_that_dies_at_every_start_stops_the_run_with_its_cause(tmp_path
         run.end()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fakes", "slot"),
+    [("rollout=600s,learner=0.2s,reward=0.1s", "rollout.0"), ("rollout=0.2s,learner=0.2s,reward=600s", "reward.jpeg_compressibility.0")],
+)
+def test_who_beats_and_never_answers_is_killed_by_name_and_keeps_nobody_from_leaving(fakes: str, slot: str, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run", "schedule.group_timeout_s=6", "cluster.drain_timeout_s=10", fakes=fakes)
+    try:
+        words = "it beats, but held a lease for more than group_timeout_s = 6 s"
+        wait_until(lambda: run.check() and any(slot in each and words in each for each in decisions(run)), f"{slot} to be killed")
+        run.driver.send_signal(signal.SIGTERM)
+        assert run.wait_for_end() == 130
+        wait_until(lambda: not run.left_over(), f"processes to end: {run.left_over()}")
+    finally:
+        run.end()
+
+
+def decisions(run: FakeRun) -> list[str]:
+    """The driver's last sentences."""
+    return list(run.status().get("fleet", {}).get("decisions", []))
+
+
 def _starting(run: FakeRun) -> list[int]:
     return list(run.status().get("fleet", {}).get("slots", {}).get("rollout.0", {"process_ids": []})["process_ids"])

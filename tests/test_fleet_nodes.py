@@ -42,7 +42,7 @@ def nodes() -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-def parts_of(run_dir: Path, *sets: str) -> RunParts:
+def parts_of(run_dir: Path | str, *sets: str) -> RunParts:
     """A run of fake engines, claimed."""
     config = load_config("tiny-geneval", [*SETS, *sets])
     claiming = claim_run(RunStore(str(run_dir)), config.model_dump(mode="json"), config_digest=config_digest(config))
