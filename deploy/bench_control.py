@@ -89,7 +89,9 @@ def measure_control(size: ControlSize, folder: Path, console: Console) -> Contro
         time.sleep(wait.seconds)
     parts = compose(config, prompts, url, 1, parse_fakes(FAKES))
     os.environ.setdefault("RAY_worker_niceness", OWN_NICENESS)
-    ray.init(num_cpus=2 + size.num_processes, include_dashboard=False, logging_level=logging.WARNING, configure_logging=False)
+    ray.init(
+        address="local", num_cpus=2 + size.num_processes, include_dashboard=False, logging_level=logging.WARNING, configure_logging=False
+    )
     try:
         return _drive(parts, size, console)
     finally:

@@ -49,7 +49,7 @@ def connect(parts: RunParts, address: str | None) -> bool:
     ranks = parts.config.learner.num_ranks * parts.config.learner.num_threads
     os.environ.setdefault("RAY_worker_niceness", OWN_NICENESS)
     ray.init(
-        num_cpus=max(2, ranks), include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False,
+        address="local", num_cpus=max(2, ranks), include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False,
     )  # fmt: skip
     return True
 

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.store.audit import audit
 from common.store.run_store import RunStore
+from deploy.config import load_config
+from deploy.ray_actors import connect
 from deploy.session import run_session
 from tests.run_fixtures import QUIET, SMALL, history_digests, local_options, manifest_facts, published_digests, small_config
 
@@ -65,3 +68,15 @@ def test_a_mistake_gets_one_message_and_its_exit_code(arguments: list[str], code
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_its_own_starts_its_own_cluster_though_another_one_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("deploy.ray_actors.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("deploy.ray_actors.ray.init", lambda **options: asked.append(options))
+    parts = SimpleNamespace(config=load_config("tiny-geneval", []))
+    assert connect(parts, None)  # type: ignore[arg-type]
+    assert asked[0]["address"] == "local"  # without it Ray joins any cluster that `ray start` left a note of
+    assert not connect(parts, "10.0.0.1:6379")  # type: ignore[arg-type]
+    assert asked[1]["address"] == "10.0.0.1:6379"
