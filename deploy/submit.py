@@ -29,6 +29,7 @@ EXCLUDES = (
     ".hypothesis",
 )
 STOP_WAIT_S = 60  # Ray's own 3 s would cut a save short
+AGENT_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0  # from the last log line to a final state
 POLL_S = 0.5
 SECRET_KEY = re.compile(r"(token|secret|password|passwd|api_?key|credential)s?$", re.IGNORECASE)
@@ -146,7 +147,7 @@ def submit(client: JobClient, submission: Submission, console: Console, *, wait:
 
     Ctrl-C stops the job and waits until its state is saved; a second one leaves it to itself.
     """
-    job = client.submit_job(entrypoint=submission.entrypoint, submission_id=submission.job_id, runtime_env=submission.runtime_env)
+    job = _start(client, submission)
     console.print(f"job {job}: {submission.entrypoint}", highlight=False, soft_wrap=True, markup=False)
     if not wait:
         return 0
@@ -159,6 +160,22 @@ def submit(client: JobClient, submission: Submission, console: Console, *, wait:
         client.stop_job(job)
         _final_code(client, job, console, STOP_WAIT_S + END_TIMEOUT_S)
         return EXIT_INTERRUPTED
+
+
+def _start(client: JobClient, submission: Submission) -> str:
+    """Submit; a head that has just started has no agent yet, and is asked again. Raises UserError when it still refuses."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=submission.entrypoint, submission_id=submission.job_id, runtime_env=submission.runtime_env
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise UserError(
+                    f"submit: the job server refused the job: {error}; look at the head's dashboard_agent.log, or give the job another --job-id"
+                ) from error
+        time.sleep(POLL_S)
 
 
 def _log_lines(client: JobClient, job: str) -> Iterator[str]:

@@ -67,6 +67,7 @@ def test_a_second_signal_ends_the_run_at_once_and_the_sizes_asked_for_survive_th
         wait_until(lambda: not run.left_over(), f"processes to end: {run.left_over()}")
         again = FakeRun(run.run_dir)
         try:
+            wait_until(lambda: again.check() and again.status()["incarnation"] == 2, "the second start's own status")
             wait_until(lambda: again.check() and again.running("rollout.") == {"rollout.0", "rollout.1"}, "the sizes of before")
             assert any("sizes of earlier requests hold: rollout 1 -> 2" in each for each in again.status()["fleet"]["decisions"])
         finally:
@@ -78,7 +79,7 @@ def test_a_second_signal_ends_the_run_at_once_and_the_sizes_asked_for_survive_th
 
 @pytest.mark.slow
 def test_a_worker_that_dies_at_every_start_stops_the_run_with_its_cause(tmp_path: Path) -> None:
-    run = FakeRun(tmp_path / "run", "rollout.num_workers=1")
+    run = FakeRun(tmp_path / "run", fakes="rollout=600s,learner=0.2s,reward=0.1s")  # it never gets to do any work
     seen: set[int] = set()
     try:
         while run.driver.poll() is None:

@@ -132,6 +132,23 @@ def test_a_job_that_never_reaches_an_end_is_named(monkeypatch: pytest.MonkeyPatc
         submit(FakeJobs(states=[("RUNNING", None)]), JOB, QUIET)
 
 
+def test_a_head_without_an_agent_is_asked_again_and_a_refusal_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [RuntimeError("status code 500: No available agent to submit job"), "job-1", RuntimeError("job-1 exists already")]
+
+    def answer(**_: Any) -> str:
+        found = answers.pop(0)
+        if isinstance(found, RuntimeError):
+            raise found
+        return found
+
+    jobs = FakeJobs(states=[("SUCCEEDED", 0)])
+    monkeypatch.setattr(jobs, "submit_job", answer)
+    monkeypatch.setattr("deploy.submit.POLL_S", 0.0)
+    assert submit(jobs, JOB, QUIET) == 0
+    with pytest.raises(UserError, match="job-1 exists already"):
+        submit(jobs, JOB, QUIET)
+
+
 def test_without_waiting_nothing_is_asked_of_the_job() -> None:
     jobs = FakeJobs(states=[("FAILED", 1)])
     assert submit(jobs, JOB, QUIET, wait=False) == 0
