@@ -30,7 +30,7 @@ from deploy.config import RunConfig, load_config
 from deploy.environment import describe_environment
 from deploy.fakes import parse_fakes
 from deploy.gates import PromptSets, check_fake_config
-from deploy.ray_actors import OWN_NICENESS
+from deploy.ray_actors import prepare_own_cluster
 from learner.actor import LearnerActor
 from reward_servers.actor import RewardActor
 
@@ -88,7 +88,7 @@ def measure_control(size: ControlSize, folder: Path, console: Console) -> Contro
     for wait in claim_run(RunStore(url), config.model_dump(mode="json"), config_digest=config_digest(config)):
         time.sleep(wait.seconds)
     parts = compose(config, prompts, url, 1, parse_fakes(FAKES))
-    os.environ.setdefault("RAY_worker_niceness", OWN_NICENESS)
+    prepare_own_cluster()
     ray.init(
         address="local", num_cpus=2 + size.num_processes, include_dashboard=False, logging_level=logging.WARNING, configure_logging=False
     )

@@ -28,8 +28,9 @@ CULPRIT_S = 2.0  # after one rank ended: how long to look for the rank that made
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """glibc gives every activation back to the kernel and faults it in again: kept instead, sampling on CPU takes a fifth less time."""
-OWN_NICENESS = "0"
-"""Of the workers of a cluster that this process starts. Ray's default of 15 makes workers wait for anything else that runs: two busy programs starve a run until its deadlines pass."""
+_OWN_CLUSTER = {"RAY_worker_niceness": "0", "RAY_task_events_report_interval_ms": "0"}
+"""Settings of a cluster that this process starts. Ray's default niceness of 15 makes workers wait for anything else that runs: two busy
+programs starve a run until its deadlines pass. Its record of every call, which nothing reads here, makes the Coordinator grow by about 100 bytes a call."""
 _PERMANENT = (AlreadyExists, CorruptFile, Fenced)
 
 
@@ -47,11 +48,17 @@ def connect(parts: RunParts, address: str | None) -> bool:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         return False
     ranks = parts.config.learner.num_ranks * parts.config.learner.num_threads
-    os.environ.setdefault("RAY_worker_niceness", OWN_NICENESS)
+    prepare_own_cluster()
     ray.init(
         address="local", num_cpus=max(2, ranks), include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False,
     )  # fmt: skip
     return True
+
+
+def prepare_own_cluster() -> None:
+    """Set what a cluster started by this process is to run with; what the user has set stands."""
+    for name, value in _OWN_CLUSTER.items():
+        os.environ.setdefault(name, value)
 
 
 def live_nodes() -> list[NodeFacts]:

@@ -29,6 +29,7 @@ from common.types import LeaseKind, LoadReceipt, Manifest, Prompt, Publication, 
 __all__ = ["Coordinator", "CoordinatorSettings"]
 
 STATUS_S = 2.0
+_ASKS_AT_ONCE = 8
 _EVAL_SHARE = 8  # at least one lease in eight while evaluations wait
 _TRAIN_LEASE = re.compile(r"t(\d+)-[0-9a-f]+")
 _log = get_logger("coordinator")
@@ -98,7 +99,11 @@ class Coordinator:
         first, second = self._lease_group, self._lease_sheet
         if self._since_eval >= _EVAL_SHARE - 1:
             first, second = second, first
-        return first(slot, now) or second(slot, now) or Wait(seconds=POLL_S, reason=self._why_no_lease(now))
+        return first(slot, now) or second(slot, now) or Wait(seconds=self._poll_s(now), reason=self._why_no_lease(now))
+
+    def _poll_s(self, now: float) -> float:
+        """What a worker waits: longer where many ask, so that they ask at most _ASKS_AT_ONCE times in POLL_S all together."""
+        return POLL_S * max(1.0, self._state.pulse.heard_of("rollout", now) / _ASKS_AT_ONCE)
 
     def _lease_group(self, slot: str, now: float) -> RolloutLease | None:
         newest = self._ledger.newest_version

@@ -55,7 +55,7 @@ class Ledger:
         self.settings = settings
         self._prompt_for = prompt_for
         self._active: dict[int, Entry] = {}
-        self._batched: dict[int, tuple[int, str]] = {}  # number -> update, path
+        self._batched: dict[int, int] = {}  # number -> update
         self._batch_sizes: dict[int, int] = {}  # update -> groups
         self._dropped: dict[int, Drop] = {}
         self._reported_drops: set[int] = set()
@@ -178,14 +178,14 @@ class Ledger:
         for group in manifest.groups:
             if group.number in self._batched:
                 raise CorruptFile(
-                    f"ledger: manifest {manifest.update} holds group {group.number}, which update {self._batched[group.number][0]} "
+                    f"ledger: manifest {manifest.update} holds group {group.number}, which update {self._batched[group.number]} "
                     "consumed; each group is consumed once; restore the run directory"
                 )
             self._issue_through(group.number)
             self._active.pop(group.number, None)
             self._dropped.pop(group.number, None)
             self.leases.end_key(group.number)
-            self._batched[group.number] = (manifest.update, group.path)
+            self._batched[group.number] = manifest.update
         self._reported_drops.update(drop.number for drop in manifest.drops)
         self._batch_sizes[manifest.update] = len(manifest.groups)
         self.last_update = manifest.update

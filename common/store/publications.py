@@ -7,6 +7,7 @@ from common.types import LoadReceipt, Publication
 
 CANARY_TOLERANCE = 0.05  # relative; plain norms are blind (architecture, section 6)
 CANARY_FLOOR = 1e-6  # a fresh adapter's canary is 0
+KEPT = 64  # newest versions held in memory, far above S + 2; an older one is read from its file again
 
 
 class Publications:
@@ -25,14 +26,18 @@ class Publications:
     def add(self, publication: Publication) -> None:
         """Keep a publication; the first of a version stands."""
         self._known.setdefault(publication.adapter.version, publication)
+        for version in sorted(self._known)[:-KEPT]:
+            del self._known[version]
 
     def get(self, version: int) -> Publication | None:
         """The publication of a version, None while nobody has told its receipt."""
         if version not in self._known:
             found = self._read(version)
-            if found is not None:
-                self._known[version] = found
-        return self._known.get(version)
+            if found is None:
+                return None
+            self.add(found)
+            return found
+        return self._known[version]
 
     def refusal(self, slot: str) -> str | None:
         """Why a slot gets no lease, None when it may."""
