@@ -27,6 +27,7 @@ from common.store.run_store import RunStore
 from deploy.bench_control_actors import CrowdActor
 from deploy.compose import RunParts, compose, coordinator_builder
 from deploy.config import RunConfig, load_config
+from deploy.coordinator_link import COORDINATOR_OPTIONS
 from deploy.environment import describe_environment
 from deploy.fakes import parse_fakes
 from deploy.gates import PromptSets, check_fake_config
@@ -41,7 +42,6 @@ P95_LIMIT_MS = 10.0
 GROWTH_LIMIT_MIB = 16.0  # between the first look at the memory and the last: what counts as flat
 FULL_UPDATES = 1000
 FIRST_LOOK = 100  # updates after which the memory must not grow
-COORDINATOR_THREADS = 32
 CALL_TIMEOUT_S = 120.0
 STALL_S = 300.0  # without a finished update
 LEAVE_S = 120.0
@@ -100,7 +100,7 @@ def measure_control(size: ControlSize, folder: Path, console: Console) -> Contro
 
 def _drive(parts: RunParts, size: ControlSize, console: Console) -> ControlMeasurement:
     shell: Any = CoordinatorActor  # Ray's decorator adds `options` and `remote`
-    coordinator = shell.options(num_cpus=0, max_concurrency=COORDINATOR_THREADS).remote(coordinator_builder(parts), 0)
+    coordinator = shell.options(**COORDINATOR_OPTIONS).remote(coordinator_builder(parts), 0)
     crowds = [_place(CrowdActor, parts.workers[index :: size.num_processes], coordinator) for index in range(size.num_processes)]
     learner = _place(LearnerActor, parts.learner, coordinator)
     servers = [_place(RewardActor, server, coordinator) for server in parts.servers]

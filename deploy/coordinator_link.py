@@ -13,7 +13,11 @@ from common.errors import FlowfleetError
 from common.store.actor import CoordinatorActor
 from deploy.compose import RunParts, coordinator_builder
 
-COORDINATOR_THREADS = 32
+COORDINATOR_OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,
+    "max_concurrency": 32,  # its calls do file I/O
+    "runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "2"}},  # glibc would give each of these threads a heap that never shrinks
+}
 CALL_TIMEOUT_S = 60.0
 AWAY_LIMIT_S = 300.0
 
@@ -26,7 +30,7 @@ class CoordinatorLink:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         # What it is built from (the prompts are among it) lies in Ray's object store, and a restart needs it again: keep it there.
         self._arguments = ray.put(coordinator_builder(parts))
-        self.handle: Any = shell.options(num_cpus=0, max_concurrency=COORDINATOR_THREADS, max_restarts=-1, scheduling_strategy=here).remote(
+        self.handle: Any = shell.options(**COORDINATOR_OPTIONS, max_restarts=-1, scheduling_strategy=here).remote(
             self._arguments, parts.config.cluster.metrics_port
         )
         self._away_since: float | None = None

@@ -125,20 +125,25 @@ class LocalFiles:
         """Walk the folder."""
         self._begin("list", prefix)
         found: dict[str, int] = {}
-        for file in self._walk(prefix):
-            if file.name.endswith(TEMPORARY_SUFFIX):
+        for path in self._walk(prefix):
+            if path.endswith(TEMPORARY_SUFFIX):
                 continue
             try:
-                found[file.relative_to(self.root).as_posix()] = file.stat().st_size
+                found[path] = os.stat(f"{self.root}/{path}").st_size
             except FileNotFoundError:  # removed between the listing and the look
                 continue
         return found
 
-    def _walk(self, prefix: str) -> Iterator[Path]:
-        """Every file under a folder. A folder that cannot be read raises: what is unreadable must not look empty."""
+    def _walk(self, prefix: str) -> Iterator[str]:
+        """The path of every file under a folder. A folder that cannot be read raises: what is unreadable must not look empty.
+
+        Strings, no Path objects: a long run's listing holds tens of thousands of names, and pathlib interns each.
+        """
+        start = len(str(self.root)) + 1
         for folder, _, names in os.walk(self.root / prefix, onerror=_refuse_unreadable):
+            inside = f"{folder}/"[start:]
             for name in names:
-                yield Path(folder) / name
+                yield inside + name
 
     def size(self, path: str) -> int:
         """Stat the file."""
@@ -160,10 +165,13 @@ class LocalFiles:
         now = clock.stat().st_mtime
         clock.unlink()
         swept = []
-        for file in self._walk(""):
-            if file.name.endswith(TEMPORARY_SUFFIX) and file.exists() and now - file.stat().st_mtime > older_than_s:
+        for path in self._walk(""):
+            if not path.endswith(TEMPORARY_SUFFIX):
+                continue
+            file = self.root / path
+            if file.exists() and now - file.stat().st_mtime > older_than_s:
                 file.unlink(missing_ok=True)
-                swept.append(file.relative_to(self.root).as_posix())
+                swept.append(path)
         return swept
 
     def free_bytes(self) -> int | None:
