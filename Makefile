@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check lint types slow bench bench-control bench-scale curves chaos clean
+.PHONY: lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -50,6 +50,20 @@ curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file 
 chaos: setup  ## kill -9 thirty random processes of a real run, audit it, compare it bit by bit with one that nobody touched
 	rm -rf runs/chaos
 	$(PY) -m deploy.chaos --kills 30 --seed 1
+
+LANE := -m pytest -c /dev/null --rootdir . --noconftest -p no:cacheprovider
+
+lane-paddleocr:  ## PaddleOCR's own class, in an environment of its own, offline once built
+	test -x build/paddleocr/bin/python || $(PYTHON) -m venv build/paddleocr
+	build/paddleocr/bin/pip install --quiet --disable-pip-version-check "paddleocr>=3.7" onnxruntime pytest rapidfuzz
+	build/paddleocr/bin/pip install --quiet --disable-pip-version-check --no-deps rapidocr
+	build/paddleocr/bin/python $(LANE) tests/lane_paddleocr.py
+
+lane-openclip:  ## open_clip's own classes, in an environment of its own, offline once built
+	test -x build/openclip/bin/python || $(PYTHON) -m venv build/openclip
+	build/openclip/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest
+	build/openclip/bin/pip install --quiet --disable-pip-version-check --no-deps open_clip_torch torchvision timm ftfy wcwidth
+	build/openclip/bin/python $(LANE) tests/lane_openclip.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

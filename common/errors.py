@@ -71,3 +71,13 @@ class Fenced(StoreError):
 
 class ScorerError(FlowfleetError):
     """A scorer could not score; becomes a null score with this text, never a number."""
+
+
+class ScorerUnavailable(ScorerError):
+    """What a scorer asks did not answer (a connection, a server): a failure that may pass, the only kind that is tried again."""
+
+
+class ScorerHung(ScorerError):
+    """A scorer's call outlived its deadline and cannot be ended: its process must (exit code 3)."""
+
+    exit_code = 3

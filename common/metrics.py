@@ -1,10 +1,10 @@
 """The names of flowfleet's Prometheus metrics, and the one registry that holds them.
 
-Prefix flowfleet_, base units, counters end in _total; labels run, slot, reason, state, reward: few and bounded.
+Prefix flowfleet_, base units, counters end in _total; labels run, slot, reason, state, reward, name (of a sensor): few and bounded.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -31,6 +31,12 @@ class RunMetrics:
         self._dropped = self._gauge("groups_dropped", "Dropped groups by reason.", "reason")
         self._evaluated = self._gauge("evaluation_score", "Frozen evaluation: mean over task means.", "reward")
         self._expired = Counter("flowfleet_leases_expired", "Leases that expired.", ["run"], registry=self.registry).labels(run=run)
+        self._sensor = self._gauge("sensor", "Smoothed image statistic or watch reward; the base model's band is -1 to 1.", "name")
+        self._alerts = Counter(
+            "flowfleet_sensor_alerts", "Sensors that left their band while a train reward rose.", ["run", "name"], registry=self.registry
+        )  # fmt: skip
+        self._coverage = self._gauge("reward_coverage", "Scored over applicable images of the newest groups, in [0, 1].", "reward")
+        self._pool_down = self._gauge("reward_pool_down", "1 while every server of the reward has its breaker open.", "reward")
         self._brought: dict[str, Gauge] = {}
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
@@ -62,6 +68,21 @@ class RunMetrics:
     def count_expired(self, number: int) -> None:
         """Leases that expired just now."""
         self._expired.inc(number)
+
+    def show_sensors(self, positions: Mapping[str, float], alerted: Iterable[str]) -> None:
+        """Where each sensor stands in its band, and the sensors that alerted just now."""
+        for name, position in positions.items():
+            self._sensor.labels(run=self._run, name=name).set(position)
+            self._alerts.labels(run=self._run, name=name)  # shown as 0 before the first
+        for name in alerted:
+            self._alerts.labels(run=self._run, name=name).inc()
+
+    def show_pools(self, coverage: Mapping[str, float], down: Mapping[str, bool]) -> None:
+        """How much of what they were asked the rewards scored, and which pools are down."""
+        for reward, share in coverage.items():
+            self._coverage.labels(run=self._run, reward=reward).set(share)
+        for reward, is_down in down.items():
+            self._pool_down.labels(run=self._run, reward=reward).set(float(is_down))
 
     def show_brought(self, prefix: str, slot: str, values: Mapping[str, float]) -> None:
         """Gauges that a component brought, one series a slot; beyond MAX_NAMES names the rest is left out."""

@@ -1,7 +1,7 @@
 """Where the siblings meet: the faces that rollout workers, reward servers and the learner see of each other's world."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,14 @@ class ScoringDesk(Protocol):
         """Give a scoring lease back as failed: counts as an attempt."""
         ...
 
+    def return_scoring(self, lease_id: str, reason: str) -> None:
+        """Give a scoring lease back unharmed (the server rests or leaves): free."""
+        ...
+
+    def stop_scoring(self, lease_id: str, error: str) -> None:
+        """Give a scoring lease back and end the run with this cause: the reward's config wants it so, or nobody restarts the server."""
+        ...
+
     def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:
         """Keep leases alive and hand over gauges."""
         ...
@@ -114,5 +122,22 @@ class Scorer(Protocol):
 
         Returns:
             B scores in order (sample_index = position in the batch); a failed image has value None and its error.
+        """
+        ...
+
+
+@runtime_checkable
+class GroupScorer(Scorer, Protocol):
+    """A reward that judges the images of one prompt against each other (a rank, a diversity): it sees whole groups only."""
+
+    def score_group(self, images: NDArray[np.uint8], prompt: Prompt) -> list[Score]:
+        """Score a whole group at once; it is never split into micro-batches.
+
+        Args:
+            images: [K, H, W, 3] uint8 RGB, all of the prompt.
+            prompt: what they show.
+
+        Returns:
+            K scores in order, as of Scorer.score. A group too small to be judged is null, NOT_APPLICABLE.
         """
         ...

@@ -7,12 +7,14 @@ C h w latent channels, height, width.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+NOT_APPLICABLE: Final = "not applicable"
+"""The error of a null score that is no failure: its reward does not judge this image's prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,7 @@ class Score:
     details: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     latency_s: float = 0.0
+    may_pass: bool = False  # a null whose cause may pass (a connection): worth another try; never stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

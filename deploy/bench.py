@@ -57,7 +57,7 @@ class StageResult:
 
 def default_stages() -> list[str]:
     """Every stage, in the order that an image passes them; scoring once a reward."""
-    rewards = [f"scoring.{row.name}" for row in list_scorers()]
+    rewards = [f"scoring.{row.name}" for row in list_scorers() if row.is_self_contained and row.name != "diversity"]
     return [REFERENCE, "decoding", "committing", *rewards, *(f"learning.{objective}" for objective in RECIPES)]
 
 

@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from common.errors import FlowfleetError, Interrupted
 from common.logs import configure_logging
-from deploy.commands import artifacts, catalog, cluster, control, evaluation, training
+from deploy.commands import artifacts, catalog, cluster, comparison, control, doctor, evaluation, training
 
 app = typer.Typer(
     name="flowfleet",
@@ -25,9 +25,11 @@ app.add_typer(reward_app, name="reward")
 
 training.register(app)
 evaluation.register(app)
+comparison.register(app)
 artifacts.register(app)
 control.register(app)
 cluster.register(app)
+doctor.register(app)
 catalog.register(app, recipes_app, reward_app)
 
 EXIT_INTERRUPTED = 130

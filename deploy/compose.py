@@ -19,6 +19,7 @@ from deploy.gates import PromptSets
 from learner.build import LearnerSettings
 from learner.config import NftConfig
 from reward_servers.build import ServerSettings
+from reward_servers.config import RewardConfig
 from rollout_workers.build import WorkerSettings
 
 SETTLE_S = 6.0  # one heartbeat: after a restart, workers show what they still hold
@@ -79,12 +80,25 @@ def evaluation_protocol(config: RunConfig, prompts: PromptSets) -> EvalProtocol:
     """The frozen evaluation of a run."""
     wanted = config.evaluation.rewards or tuple(reward.name for reward in config.reward)
     specs = tuple(spec for spec in reward_specs(config) if spec.name in wanted)
-    return EvalProtocol(config=config.evaluation, prompts=select_prompts(prompts.test, config.evaluation.max_prompts), rewards=specs)
+    return EvalProtocol(
+        config=config.evaluation, prompts=select_prompts(prompts.test, config.evaluation.max_prompts), rewards=specs,
+        max_sequence_length=config.model.max_sequence_length,
+    )  # fmt: skip
 
 
 def reward_specs(config: RunConfig) -> tuple[RewardSpec, ...]:
     """What the store needs to know of each reward."""
-    return tuple(RewardSpec(name=reward.name, use=reward.use, tags=reward.tags) for reward in config.reward)
+    return tuple(
+        RewardSpec(
+            name=reward.name, use=reward.use, tags=reward.tags, sample_every=reward.sample_every, breaker_limit_s=reward.breaker_limit_s
+        )
+        for reward in config.reward
+    )
+
+
+def server_gpus(config: RunConfig, reward: RewardConfig) -> float:
+    """GPUs that a server of the reward reserves: its own num_gpus, else cluster.reward_gpus."""
+    return config.cluster.reward_gpus if reward.num_gpus is None else reward.num_gpus
 
 
 def resolved_model(model: ModelConfig) -> ModelConfig:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.errors import FlowfleetError
+from common.errors import FlowfleetError, GateError
 
 LEARNER = "learner"
 MAX_CRASHES = 5  # in a row, at start or without work between
@@ -35,6 +35,7 @@ class SlotEnd(StrEnum):
     LEFT = "left"  # the desk said Stop
     LOST = "lost"  # its process or node is gone
     RAISED = "raised"  # an unexpected exception
+    HUNG = "hung"  # its scorer's call outlived its deadline, so it ended itself
     STORE = "store"  # the store was away for longer than it could wait: no fault of its own
 
 
@@ -141,7 +142,8 @@ class FleetBook:
         """Its process is gone. Returns what follows, in words.
 
         Raises:
-            FlowfleetError: it ended for the fifth time in a row without work between; the message holds the cause.
+            FlowfleetError: it ended for the fifth time in a row without work between; the message holds the cause. GateError("reward")
+                when its scorer hung.
         """
         record = self.slots[slot]
         if record.phase is Phase.DRAINING or kind is SlotEnd.LEFT:
@@ -153,10 +155,11 @@ class FleetBook:
         if kind is not SlotEnd.STORE:
             record.crashes += 1
         if record.crashes >= MAX_CRASHES:
-            raise FlowfleetError(
+            text = (
                 f"{slot}: ended {record.crashes} times in a row without doing any work, the last time by: {cause}; a process that cannot "
                 "work is not started for ever; mend the cause, then start the same command again"
             )
+            raise GateError("reward", text) if kind is SlotEnd.HUNG else FlowfleetError(text)
         rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2 ** max(0, record.crashes - 1)) if kind is not SlotEnd.STORE else LONGEST_REST_S
         record.phase, record.since, record.restart_at = Phase.RESTING, now, now + rest_s
         return f"{slot} ended ({cause}); it is started again in {rest_s:g} s"

@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.errors import GateError
 from common.policy.index import read_index
 from common.prompts import check_prompts, read_prompts
 from common.protocols import Scorer
 from common.store.run_store import RunStore
-from common.types import Prompt
+from common.types import Prompt, Score
 from deploy.config import RunConfig, shipped_path
 from deploy.plan import disk_gate
+from reward_servers.config import RewardConfig
+from reward_servers.environments import configured_scorer, release_scorers
 from reward_servers.fake import FakeScorer
-from reward_servers.registry import check_known_score, make_scorer
+from reward_servers.registry import check_known_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,18 +28,39 @@ class PromptSets:
     test: tuple[Prompt, ...]
 
 
+class TaggedScorer:
+    """A scorer beside the tags of its [[reward]]: asked only about the prompts that it will judge in the run."""
+
+    def __init__(self, scorer: Scorer, reward: RewardConfig) -> None:
+        self.name, self.version = scorer.name, scorer.version
+        self._scorer, self._tags = scorer, reward.tags
+
+    def applies_to(self, prompt: Prompt) -> bool:
+        """See Scorer; a tag that the reward does not name is not judged."""
+        return (not self._tags or prompt.tag in self._tags) and self._scorer.applies_to(prompt)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """See Scorer."""
+        self._scorer.check_prompt(prompt)
+
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[Score]:
+        """See Scorer."""
+        return self._scorer.score(images, prompts)
+
+
 def load_prompts(config: RunConfig, scorers: Sequence[Scorer]) -> PromptSets:
-    """Read both prompt files and check them. Raises DataError with line numbers."""
+    """Read both prompt files and check them against one scorer a reward. Raises DataError with line numbers."""
+    judges = [TaggedScorer(scorer, reward) for scorer, reward in zip(scorers, config.reward, strict=True)]
     train_path, test_path = shipped_path(config.prompts.train), shipped_path(config.prompts.test)
     train, test = read_prompts(train_path), read_prompts(test_path)
-    check_prompts(train, scorers, train_path)
-    check_prompts(test, scorers, test_path)
+    check_prompts(train, judges, train_path)
+    check_prompts(test, judges, test_path)
     return PromptSets(train=train, test=test)
 
 
 def make_scorers(config: RunConfig) -> list[Scorer]:
     """One scorer a configured reward. Raises ConfigError for an unknown name or option."""
-    return [make_scorer(reward.name, reward.options) for reward in config.reward]
+    return [configured_scorer(reward) for reward in config.reward]
 
 
 def check_config(config: RunConfig) -> PromptSets:
@@ -49,9 +75,12 @@ def check_config(config: RunConfig) -> PromptSets:
         raise GateError("disk", reason)
     read_index(shipped_path(config.model.path))
     scorers = make_scorers(config)
-    prompts = load_prompts(config, scorers)
-    for scorer in scorers:
-        check_known_score(scorer)
+    try:
+        prompts = load_prompts(config, scorers)
+        for scorer in scorers:
+            check_known_score(scorer)
+    finally:
+        release_scorers(scorers)
     return prompts
 
 

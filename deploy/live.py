@@ -77,6 +77,9 @@ def format_line(summary: Mapping[str, Any], num_updates: int, elapsed_s: float, 
     parts += [f"{label} {form.format(metrics[key])}" for key, label, form in named if key in metrics]
     if summary.get("evaluation"):
         parts.append(f"eval {summary['evaluation']}")
+    alerted = dict.fromkeys(summary.get("alerts", ()))
+    if alerted:
+        parts.append(f"ALERT {', '.join(alerted)}: see `flowfleet status`")
     first = int(summary.get("first_update", 0))
     if done > first:
         left = elapsed_s / (done - first) * (num_updates - done)

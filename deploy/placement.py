@@ -92,9 +92,11 @@ def problems(needs: Needs, count: int, nodes: Sequence[NodeFacts]) -> list[str]:
             "of it (`ray start --resources`), or want fewer"
         )
     if count and not any(_fits(needs, node, offered > 0) for node in nodes):
+        own = " (a reward's own num_gpus)" if needs.role == "reward" else ""
         found.append(
             f"no node can hold a {needs.role} process ({needs.num_cpus:g} CPUs, {needs.num_gpus:g} GPUs"
             f"{f', 1 {needs.role}' if offered else ''}); join a larger node, or lower {needs.role}.num_threads or cluster.{needs.role}_gpus"
+            f"{own}"
         )
     return found
 

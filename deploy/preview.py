@@ -12,6 +12,7 @@ from deploy.compose import resolved_model
 from deploy.config import RunConfig
 from deploy.gates import load_prompts, make_scorers
 from deploy.report.preview import write_preview
+from reward_servers.environments import release_scorers
 from reward_servers.guarded import score_guarded
 from rollout_workers.media import decode_media
 from rollout_workers.sampler import evaluation_seed, sample_images
@@ -35,6 +36,7 @@ def preview(config: RunConfig, num_groups: int, out: Path) -> Path:
             score_guarded(scorer, images, [prompt] * len(images), len(images)) for images, prompt in zip(rollouts, chosen, strict=True)
         ]
         tables[scorer.name] = np.array([[np.nan if score.value is None else score.value for score in row] for row in rated])
+    release_scorers(scorers)
     return write_preview(out, plain, rollouts, [prompt.text for prompt in chosen], tables, title=f"{config.run.name}: preview")
 
 

@@ -13,10 +13,10 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.errors import AlreadyExists, CorruptFile, Fenced, FlowfleetError, StoreError
+from common.errors import AlreadyExists, CorruptFile, Fenced, FlowfleetError, ScorerHung, StoreError
 from common.store.actor import CoordinatorGone
 from common.store.control import ROLLOUT
-from deploy.compose import RunParts, server_settings, worker_settings
+from deploy.compose import RunParts, server_gpus, server_settings, worker_settings
 from deploy.fleet import LEARNER, SlotEnd
 from deploy.learner_group import RankReservation, start_learners
 from deploy.placement import Needs, NodeFacts, Seat, role_of, seat
@@ -144,6 +144,8 @@ def _raised(cause: BaseException) -> End:
         return End(kind=SlotEnd.LOST, cause=_in_brief(cause))
     if isinstance(cause, StoreError) and not isinstance(cause, _PERMANENT):
         return End(kind=SlotEnd.STORE, cause=_in_brief(cause))
+    if isinstance(cause, ScorerHung):
+        return End(kind=SlotEnd.HUNG, cause=_in_brief(cause))
     if isinstance(cause, FlowfleetError):
         raise cause from None
     return End(kind=SlotEnd.RAISED, cause=_in_brief(cause))
@@ -181,7 +183,8 @@ class Launcher:
         if role == "rollout":
             threads, gpus = config.rollout.num_threads, config.cluster.rollout_gpus
         elif role == "reward":
-            threads, gpus = server_settings(self._parts, slot).reward.num_threads, config.cluster.reward_gpus
+            reward = server_settings(self._parts, slot).reward
+            threads, gpus = reward.num_threads, server_gpus(config, reward)
         is_free = self._is_own and role != "learner"
         return Needs(role=role, num_cpus=0.0 if is_free else float(threads), num_gpus=gpus)
 

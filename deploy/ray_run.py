@@ -4,6 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -176,7 +177,7 @@ class Driver:
         left_over = sorted(self._members)
         if not left_over:
             return outcome
-        return Outcome(kind=outcome.kind, reason=f"{outcome.reason}; {', '.join(left_over)} did not leave in time and are killed")
+        return replace(outcome, reason=f"{outcome.reason}; {', '.join(left_over)} did not leave in time and are killed")
 
     # ---- the fleet
 

@@ -29,6 +29,9 @@ SPEED_ONLY = ("cluster", "autoscale", "store", "run.about", "rollout.num_workers
               "model.path", "prompts.train", "prompts.test", "learner.num_ranks", "learner.rank_timeout_s")  # fmt: skip
 """Keys that a resume may change freely: they change speed, length or place, not what an update computes."""
 
+SERVING_ONLY = ("num_servers", "num_gpus", "max_groups", "deadline_s", "retries", "breaker_failures", "breaker_pause_s", "breaker_limit_s")
+"""Keys of a reward that a resume may change freely: they change how it is served, not what it says of an image."""
+
 
 def run_session(config: RunConfig, options: StartOptions, console: Console) -> Outcome:
     """Start or resume a run and see it through.
@@ -88,7 +91,7 @@ def check_resume(store: RunStore, config: RunConfig, options: StartOptions) -> N
         raise ConfigError(f"train: {options.run_dir} holds a run already and --resume never was given; choose another --run-dir")
     before = flatten(dict(read_claim(store, newest).config))
     after = flatten(config.model_dump(mode="json"))
-    servers = tuple(f"reward.{index}.num_servers" for index in range(len(config.reward)))
+    servers = tuple(f"reward.{index}.{key}" for index in range(len(config.reward)) for key in SERVING_ONLY)
     allowed = (*SPEED_ONLY, *servers, *options.allow_changes)
     changed = [
         key for key in sorted(before.keys() | after.keys())

@@ -1,4 +1,4 @@
-"""What a command prints at its end: the before/after table and where the report is."""
+"""What a command prints at its end: the before/after table with the protocol behind it, and where the report is."""
 
 from pathlib import Path
 
@@ -6,9 +6,12 @@ from rich.console import Console
 from rich.table import Table
 
 from common.store.run_store import RunStore
+from deploy.report.bootstrap import METHOD
 from deploy.report.compare import TableRow, run_table
+from deploy.report.eval_table import describe_protocol
 from deploy.report.page import write_report
 from deploy.report.reader import read_history
+from deploy.report.reweighting import Reweighting
 
 
 def results_tables(rows: list[TableRow]) -> list[Table]:
@@ -26,12 +29,18 @@ def results_tables(rows: list[TableRow]) -> list[Table]:
     return list(tables.values())
 
 
-def show_results(store: RunStore, console: Console) -> list[TableRow]:
-    """Write report.html, print the table and the report's path; return the table."""
-    rows = run_table(read_history(store))
+def show_results(store: RunStore, console: Console, reweighting: Reweighting | None = None) -> list[TableRow]:
+    """Write report.html, print the table, its protocol and the report's path; return the table."""
+    history = read_history(store)
+    rows = run_table(history)
     for table in results_tables(rows):
         console.print(table)
-    path = write_report(store, report_path(store))
+    if rows and history.newest is not None:
+        told = f"{describe_protocol(history.newest.protocol, history.newest.digest)}; intervals: {METHOD}, paired"
+        console.print(told, highlight=False, soft_wrap=True, markup=False)
+    if reweighting is not None:
+        console.print(reweighting.sentence, highlight=False, soft_wrap=True)
+    path = write_report(store, report_path(store), reweighting)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return rows
 

@@ -1,7 +1,7 @@
 """A batch's scores -> advantages: pure NumPy on the manifest, so that any update can be weighed again offline."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -91,10 +91,44 @@ class GlobalStd:
         """No history."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerReward:
+    """A = sum over rewards of weight x the advantage that the reward alone gives: its scale does not count, its weight does.
+
+    Source: GDPO's decoupled normalization (normalize each reward inside its group, then the weighted sum), without its last step,
+    the batch norm, so that a weight of 1 for one reward is that reward's estimator. A reward that does not apply to a group adds
+    nothing there, and its weight goes to no other; one that is flat in a group adds 0.
+    """
+
+    single: AdvantageEstimator  # of one reward
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rewards, kept, flat = weigh_scores(manifest, weights)
+        total = np.zeros(kept.shape)
+        for name, weight in weights.items():
+            rows = [row for row, group in enumerate(manifest.groups) if name in group.scores]
+            if rows:
+                judged = replace(manifest, groups=tuple(manifest.groups[row] for row in rows))
+                total[rows] += weight * self.single.estimate(judged, {name: 1.0}).advantages
+        mask = kept & ~flat[:, None]
+        advantages = np.where(mask, total, 0.0).astype(np.float32)
+        return AdvantageBatch(advantages=advantages, mask=mask, flat=flat, rewards=rewards.astype(np.float32))
+
+    def read_state(self) -> dict[str, float]:
+        """That of the single reward's estimator."""
+        return self.single.read_state()
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """That of the single reward's estimator."""
+        self.single.load_state(state)
+
+
 def make_estimator(config: AdvantageConfig) -> AdvantageEstimator:
     """Return the estimator that the config names."""
     kinds: dict[str, AdvantageEstimator] = {"group_std": GroupStd(eps=config.eps), "global_std": GlobalStd(eps=config.eps)}
-    return kinds[config.kind]
+    chosen = kinds[config.kind]
+    return PerReward(single=chosen) if config.normalize == "per_reward" else chosen
 
 
 def weigh_scores(manifest: Manifest, weights: Mapping[str, float]) -> tuple[DoubleArray, BoolArray, BoolArray]:

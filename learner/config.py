@@ -43,6 +43,7 @@ class AdvantageConfig(StrictModel):
     """A batch's scores -> advantages."""
 
     kind: Literal["group_std", "global_std"] = "group_std"
+    normalize: Literal["sum", "per_reward"] = "sum"  # several rewards: weigh raw scores, or standardize each, then weigh
     clip: float = Field(5.0, gt=0)
     eps: float = Field(1e-4, gt=0)
 

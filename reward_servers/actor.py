@@ -22,7 +22,7 @@ class RewardActor:
 
     def _server(self) -> RewardServer:
         if self._built is None:
-            self._built = build_server(self._settings, self._desk)
+            self._built = build_server(self._settings, self._desk, is_restarted=True)
         return self._built
 
     def ready(self) -> bool:

@@ -10,9 +10,11 @@ from common.heartbeat import Heartbeat, HeldLeases
 from common.protocols import Scorer, ScoringDesk
 from common.store.faces import MediaFiles, ScoreFiles
 from common.store.run_store import RunStore
+from reward_servers.breaker import Breaker
+from reward_servers.calls import DeadlineCalls, DirectCalls
 from reward_servers.config import RewardConfig
+from reward_servers.environments import configured_scorer
 from reward_servers.fake import FAKE_MICRO_BATCH, FakeScorer
-from reward_servers.registry import make_scorer
 from reward_servers.server import RewardServer
 
 
@@ -27,24 +29,36 @@ class ServerSettings:
     fake: FakeSpec | None = None  # a fake engine instead of the scorer
 
 
-def build_server(settings: ServerSettings, desk: ScoringDesk, *, pause: Callable[[float], None] = time.sleep) -> RewardServer:
+def build_server(
+    settings: ServerSettings, desk: ScoringDesk, *, pause: Callable[[float], None] = time.sleep, is_restarted: bool = False
+) -> RewardServer:
     """Return a server with its scorer loaded.
 
-    pause: how a fake engine spends its seconds; a simulation passes its own. Raises ConfigError for an unknown reward or option.
+    Args:
+        settings: of the server.
+        desk: where it asks.
+        pause: how a fake engine spends its seconds; a simulation passes its own.
+        is_restarted: whether somebody starts its process again when the scorer hangs.
+
+    Raises:
+        ConfigError: an unknown reward or option.
     """
-    store = RunStore(settings.store_url)
+    store, reward = RunStore(settings.store_url), settings.reward
     server = RewardServer(
-        desk=desk, slot=settings.slot, run=settings.run, reward=settings.reward.name, scorer=_scorer(settings, pause),
-        source=MediaFiles(store), sink=ScoreFiles(store), max_groups=settings.reward.max_groups,
+        desk=desk, slot=settings.slot, run=settings.run, reward=reward.name, scorer=_scorer(settings, pause),
+        source=MediaFiles(store), sink=ScoreFiles(store), max_groups=reward.max_groups, micro_batch=reward.micro_batch,
+        retries=reward.retries, on_failure=reward.on_failure, calls=DeadlineCalls(reward.name, reward.deadline_s),
+        breaker=Breaker(failures=reward.breaker_failures, pause_s=reward.breaker_pause_s), is_restarted=is_restarted,
         held=HeldLeases(), gauges=Gauges(),
     )  # fmt: skip
-    return server if settings.fake is None else replace(server, micro_batch=FAKE_MICRO_BATCH)
+    return server if settings.fake is None else replace(server, micro_batch=FAKE_MICRO_BATCH, calls=DirectCalls())
 
 
 def _scorer(settings: ServerSettings, pause: Callable[[float], None]) -> Scorer:
-    if settings.fake is None:
-        return make_scorer(settings.reward.name, settings.reward.options)
-    return FakeScorer(settings.reward.name, seconds=settings.fake.seconds_of(settings.slot), pause=pause)
+    reward = settings.reward
+    if settings.fake is not None:
+        return FakeScorer(reward.name, seconds=settings.fake.seconds_of(settings.slot), pause=pause)
+    return configured_scorer(reward)
 
 
 def build_heartbeat(server: RewardServer, desk: ScoringDesk, *, retry_on: tuple[type[Exception], ...] = ()) -> Heartbeat:

@@ -1,8 +1,8 @@
 """What a detector tells the GenEval rules: labeled boxes, and nothing of how they were found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,36 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
+class PromptedDetector(Protocol):
+    """A detector of an open vocabulary, which is told what to look for."""
+
+    def detect_classes(self, image: NDArray[np.uint8], labels: Sequence[str]) -> list[Detection]:
+        """Find the objects of these classes in an image [H, W, 3] uint8 RGB, in any order."""
+        ...
+
+
+def find_objects(detector: Detector, image: NDArray[np.uint8], labels: Sequence[str]) -> list[Detection]:
+    """Ask a detector of an open vocabulary for the classes `labels`, and any other one for all that it knows."""
+    if isinstance(detector, PromptedDetector):
+        return detector.detect_classes(image, labels)
+    return detector.detect(image)
+
+
 ColorClassifier = Callable[[NDArray[np.uint8], Detection], str | None]
 """Names the color of one detected object of an image."""
+
+
+@runtime_checkable
+class ColorModel(Protocol):
+    """A ColorClassifier with a model of its own: its version is part of the score's, and its colors are those that prompts may ask for."""
+
+    version: str
+    colors: tuple[str, ...]
+
+    def __call__(self, image: NDArray[np.uint8], detection: Detection) -> str | None:
+        """Name the color of a detected object."""
+        ...
 
 
 def own_color(_image: NDArray[np.uint8], detection: Detection) -> str | None:

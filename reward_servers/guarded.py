@@ -1,67 +1,141 @@
 """Scoring that survives its scorer: what fails becomes a null with its reason, never a number, and spoils no neighbor."""
 
 import math
+import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 
-from common.errors import DataError, ScorerError
-from common.protocols import Scorer
-from common.types import Prompt, Score
+from common.errors import DataError, ScorerError, ScorerHung, ScorerUnavailable
+from common.protocols import GroupScorer, Scorer
+from common.types import NOT_APPLICABLE, Prompt, Score, Wait
+from reward_servers.calls import DirectCalls, ScorerCalls
 from reward_servers.scorers.base import Image
+from reward_servers.scorers.groupwise import groups_of
+
+__all__ = ["NOT_APPLICABLE", "SCORER_FAILURES", "GuardRules", "reason_of", "score_guarded", "scoring_rounds"]
 
 SCORER_FAILURES: Final = (
     ScorerError, DataError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, OSError,
 )  # fmt: skip
 """What a scorer, the user's own too, may raise for one image; anything else is a bug of the process and ends it."""
-NOT_APPLICABLE: Final = "not applicable"
+FIRST_PAUSE_S: Final = 0.5  # mean pause before the first retry; it doubles
+LONGEST_PAUSE_S: Final = 10.0
+_MOMENT_S: Final = 1e-3  # pauses shorter than this are over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardRules:
+    """How a scorer is called.
+
+    Attributes:
+        micro_batch: images a call; a groupwise scorer gets whole groups instead.
+        retries: rounds after the first, on the images whose failure may pass.
+        calls: runs each call.
+        clock: seconds, for durations only.
+    """
+
+    micro_batch: int
+    retries: int = 0
+    calls: ScorerCalls = field(default_factory=DirectCalls)
+    clock: Callable[[], float] = time.monotonic
 
 
 def score_guarded(scorer: Scorer, images: Image, prompts: Sequence[Prompt], micro_batch: int) -> tuple[Score, ...]:
-    """Score images in micro-batches.
+    """Score images in micro-batches, each tried once; see scoring_rounds."""
+    rounds = scoring_rounds(scorer, images, prompts, GuardRules(micro_batch=micro_batch))
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as done:
+            scores: tuple[Score, ...] = done.value
+            return scores
+
+
+def scoring_rounds(scorer: Scorer, images: Image, prompts: Sequence[Prompt], rules: GuardRules) -> Generator[Wait, None, tuple[Score, ...]]:
+    """Score images; those whose failure may pass are tried again after jittered pauses.
 
     Args:
-        scorer: the reward.
+        scorer: the reward; a GroupScorer sees the images of one prompt at once.
         images: [K, H, W, 3] uint8 RGB.
         prompts: K prompts; one that the scorer does not apply to gets a null with the reason NOT_APPLICABLE.
-        micro_batch: images a call.
+        rules: how it is called.
+
+    Yields:
+        The pauses.
 
     Returns:
-        K scores, sample_index 0 to K-1 in order; every value is None or finite in float32.
+        K scores, sample_index 0 to K-1 in order; every value is None or finite in float32. After a call that hung (`rules.calls.hung`)
+        the rest is null with that reason.
     """
-    applicable = [index for index, prompt in enumerate(prompts) if scorer.applies_to(prompt)]
     scores = {
-        index: Score(sample_index=index, value=None, error=NOT_APPLICABLE) for index in sorted(set(range(len(prompts))) - set(applicable))
-    }
-    for start in range(0, len(applicable), micro_batch):
-        chosen = applicable[start : start + micro_batch]
-        batch = _score_batch(scorer, images[chosen], [prompts[index] for index in chosen])
-        scores |= {index: replace(score, sample_index=index) for index, score in zip(chosen, batch, strict=True)}
+        index: Score(sample_index=index, value=None, error=NOT_APPLICABLE)
+        for index, prompt in enumerate(prompts) if not scorer.applies_to(prompt)
+    }  # fmt: skip
+    applicable = [index for index in range(len(prompts)) if index not in scores]
+    waiting = set(applicable)
+    for attempt in range(rules.retries + 1):
+        if attempt:
+            yield from _pause(scorer.name, attempt, [scores[index] for index in sorted(waiting)], rules.clock)
+        for chosen in _batches(scorer, prompts, applicable, waiting, micro_batch=rules.micro_batch):
+            batch = _score_batch(scorer, images[chosen], [prompts[index] for index in chosen], rules.calls)
+            scores |= {index: replace(score, sample_index=index) for index, score in zip(chosen, batch, strict=True)}
+        waiting = {index for index in applicable if scores[index].value is None and scores[index].may_pass}
+        if not waiting or rules.calls.hung:
+            break
     return tuple(scores[index] for index in range(len(prompts)))
 
 
-def _score_batch(scorer: Scorer, images: Image, prompts: Sequence[Prompt]) -> list[Score]:
+def _batches(
+    scorer: Scorer, prompts: Sequence[Prompt], applicable: Sequence[int], waiting: set[int], *, micro_batch: int
+) -> list[list[int]]:
+    """What is scored in one call each: whole groups with an image that waits, or micro-batches of the waiting images."""
+    if isinstance(scorer, GroupScorer):
+        return [group for group in groups_of(prompts, applicable) if waiting.intersection(group)]
+    order = sorted(waiting)
+    return [order[start : start + micro_batch] for start in range(0, len(order), micro_batch)]
+
+
+def _pause(name: str, attempt: int, nulls: Sequence[Score], clock: Callable[[], float]) -> Iterator[Wait]:
+    pause_s = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+    until = clock() + pause_s
+    while (left_s := until - clock()) > _MOMENT_S:
+        yield Wait(seconds=left_s, reason=f"reward {name}: {len(nulls)} images are tried again, last: {nulls[-1].error}")
+
+
+def _score_batch(scorer: Scorer, images: Image, prompts: Sequence[Prompt], calls: ScorerCalls) -> list[Score]:
     started = time.perf_counter()
     try:
-        scores = scorer.score(images, prompts)
+        scores = calls.run(partial(_call, scorer, images, prompts), len(prompts))
         if len(scores) != len(prompts):
             raise _WrongNumber(f"scorer {scorer.name} returned {len(scores)} scores for {len(prompts)} images; it must return one an image")
-    except _WrongNumber as error:
-        return [Score(sample_index=index, value=None, error=str(error)) for index in range(len(prompts))]
+    except (_WrongNumber, ScorerHung) as error:
+        return _nulls(str(error), len(prompts))
+    except ScorerUnavailable as error:
+        return _nulls(reason_of(error), len(prompts), may_pass=True)
     except SCORER_FAILURES as error:
-        if len(prompts) == 1:
-            return [Score(sample_index=0, value=None, error=_reason(error), latency_s=time.perf_counter() - started)]
-        singles = [_score_batch(scorer, images[index : index + 1], prompts[index : index + 1]) for index in range(len(prompts))]
+        if len(prompts) == 1 or isinstance(scorer, GroupScorer):
+            return _nulls(reason_of(error), len(prompts), latency_s=(time.perf_counter() - started) / len(prompts))
+        singles = [_score_batch(scorer, images[index : index + 1], prompts[index : index + 1], calls) for index in range(len(prompts))]
         return [score for single in singles for score in single]
     share_s = (time.perf_counter() - started) / len(prompts)
     return [_checked(score, share_s) for score in scores]
 
 
+def _call(scorer: Scorer, images: Image, prompts: Sequence[Prompt]) -> list[Score]:
+    return scorer.score_group(images, prompts[0]) if isinstance(scorer, GroupScorer) else scorer.score(images, prompts)
+
+
 class _WrongNumber(ScorerError):
     """A broken scorer, which a retry would not mend."""
+
+
+def _nulls(error: str, number: int, *, latency_s: float = 0.0, may_pass: bool = False) -> list[Score]:
+    return [Score(sample_index=index, value=None, error=error, latency_s=latency_s, may_pass=may_pass) for index in range(number)]
 
 
 def _checked(score: Score, share_s: float) -> Score:
@@ -76,5 +150,6 @@ def _checked(score: Score, share_s: float) -> Score:
     return replace(score, value=float(score.value), latency_s=latency_s)
 
 
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, ScorerError | DataError) else f"{type(error).__name__}: {error}"
+def reason_of(error: BaseException) -> str:
+    """The text of a null: flowfleet's own errors speak for themselves, others are named."""
+    return str(error) if isinstance(error, ScorerError | DataError) and str(error) else f"{type(error).__name__}: {error}"

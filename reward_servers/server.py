@@ -1,18 +1,28 @@
-"""The reward server's loop: ask committed groups to score, score in micro-batches, commit a score file, repeat."""
+"""The reward server's loop: ask committed groups to score, score in micro-batches, commit a score file, repeat.
+
+What fails is tried again where it may pass; a group that failed whole goes back, a run of them makes the server rest (its breaker);
+a scorer that hangs costs the process, since nothing else ends it.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from common.errors import AlreadyExists, CorruptFile, Fenced, StoreError
+from common.errors import AlreadyExists, CorruptFile, Fenced, ScorerHung, StoreError
 from common.gauges import Gauges
 from common.heartbeat import HeldLeases
 from common.protocols import Scorer, ScoringDesk
-from common.types import MediaBatch, Score, ScoreFile, ScoringLease, Stop, Wait
-from reward_servers.guarded import NOT_APPLICABLE, score_guarded
+from common.types import LeaseKind, MediaBatch, Score, ScoreFile, ScoringLease, Stop, Wait
+from reward_servers.breaker import Breaker, BreakerState
+from reward_servers.calls import DirectCalls, ScorerCalls
+from reward_servers.config import OnFailure
+from reward_servers.guarded import NOT_APPLICABLE, GuardRules, scoring_rounds
 
 _PERMANENT = (CorruptFile, AlreadyExists)
+BREAKER_GAUGE = "breaker_open"  # what common.store.pools reads
+_LEVELS = {BreakerState.CLOSED: 0.0, BreakerState.HALF_OPEN: 0.5, BreakerState.OPEN: 1.0}
+_REST_POLL_S = 1.0  # a resting server still hears that the run ends
 
 
 class MediaSource(Protocol):
@@ -45,6 +55,11 @@ class RewardServer:
         sink: commits scores.
         max_groups: leased at once.
         micro_batch: images a scorer call.
+        retries: of images whose failure may pass.
+        on_failure: what a failed group or image leads to; see RewardConfig.
+        calls: runs the scorer's calls, with a deadline or without.
+        breaker: says when to rest.
+        is_restarted: whether somebody starts this process again when its scorer hangs; else that ends the run.
         store_patience_s: how long an unreachable store is tried again before a lease is given back as failed.
         held: lease ids that the heartbeat keeps alive.
         gauges: what the heartbeat reports.
@@ -60,6 +75,11 @@ class RewardServer:
     sink: ScoreSink
     max_groups: int = 4
     micro_batch: int = 16
+    retries: int = 0
+    on_failure: OnFailure = "retry"
+    calls: ScorerCalls = field(default_factory=DirectCalls)
+    breaker: Breaker = field(default_factory=Breaker)
+    is_restarted: bool = False
     store_patience_s: float = 120.0
     held: HeldLeases = field(default_factory=HeldLeases)
     gauges: Gauges = field(default_factory=Gauges)
@@ -82,28 +102,64 @@ def scoring_loop(server: RewardServer) -> Iterator[Wait]:
 
     Raises:
         Fenced: a later incarnation owns the run.
+        ScorerHung: the scorer hangs; every lease was given back, and this process must end.
     """
+    told = BreakerState.CLOSED
     while True:
-        answer = server.desk.ask_scoring(server.slot, server.reward, server.max_groups)
+        limit = server.breaker.admits(server.max_groups)
+        if server.breaker.state is not told:
+            told = _tell_breaker(server)
+        answer = server.desk.ask_scoring(server.slot, server.reward, limit)
         if isinstance(answer, Stop):
             return
-        if isinstance(answer, Wait):
-            yield answer
+        if isinstance(answer, Wait) or not answer:
+            yield answer if limit and isinstance(answer, Wait) else _rest(server)
             continue
-        for lease in answer:
-            server.held.add(lease.lease_id)
-        for lease in answer:
+        yield from _serve_all(server, answer)
+        if server.calls.hung:
+            if server.is_restarted:
+                raise ScorerHung(server.calls.hung)
+            return
+
+
+def _tell_breaker(server: RewardServer) -> BreakerState:
+    """Report the breaker at once: the desk decides on admission by it, and --local has no heartbeat."""
+    server.gauges.set(BREAKER_GAUGE, _LEVELS[server.breaker.state])
+    server.desk.beat(server.slot, server.held.snapshot(), server.gauges.snapshot())
+    return server.breaker.state
+
+
+def _rest(server: RewardServer) -> Wait:
+    left_s = server.breaker.rest_s()
+    reason = f"reward {server.reward}: its breaker is open for {left_s:.0f} s more: {server.breaker.last_error}"
+    return Wait(seconds=min(left_s, _REST_POLL_S), reason=reason)
+
+
+def _serve_all(server: RewardServer, leases: Sequence[ScoringLease]) -> Iterator[Wait]:
+    """Serve leases in turn; once the breaker opened or the scorer hangs, the rest goes back unharmed."""
+    for lease in leases:
+        server.held.add(lease.lease_id)
+    for lease in leases:
+        if server.breaker.state is BreakerState.OPEN or server.calls.hung:
+            server.desk.return_scoring(lease.lease_id, server.calls.hung or server.breaker.last_error)
+        else:
             yield from _serve(server, lease)
-            server.held.discard(lease.lease_id)
+        server.held.discard(lease.lease_id)
 
 
 def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
-    """Score one group and commit; while the store is away back off, at last give the lease back as failed."""
+    """Score one group and commit, or give it back; while the store is away back off, at last give the lease back as failed."""
     scores: tuple[Score, ...] | None = None
-    deadline, pause_s = server.clock() + server.store_patience_s, 0.5
+    deadline, pause_s, is_judged = server.clock() + server.store_patience_s, 0.5, False
     while True:
+        if scores is not None and not is_judged:
+            if _gives_back(server, lease, scores):
+                return
+            is_judged = True
         try:
-            scores = scores or _scores(server, lease)
+            if scores is None:
+                scores = yield from _scores(server, lease)
+                continue
             server.desk.commit_scores(lease.lease_id, server.sink.write(_score_file(server, lease, scores), lease))
             return
         except Fenced:
@@ -117,7 +173,7 @@ def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
             pause_s = min(2 * pause_s, 10.0)
 
 
-def _scores(server: RewardServer, lease: ScoringLease) -> tuple[Score, ...]:
+def _scores(server: RewardServer, lease: ScoringLease) -> Generator[Wait, None, tuple[Score, ...]]:
     with server.gauges.timed("read_seconds_total"):
         images = server.source.read(lease.media_path).images
     prompts = lease.prompts * len(images) if len(lease.prompts) == 1 else lease.prompts
@@ -126,13 +182,52 @@ def _scores(server: RewardServer, lease: ScoringLease) -> tuple[Score, ...]:
             f"reward server {server.slot}: {lease.media_path} holds {len(images)} images for {len(prompts)} prompts; "
             "a scoring lease names one prompt an image"
         )
+    rules = GuardRules(micro_batch=server.micro_batch, retries=server.retries, calls=server.calls, clock=server.clock)
     with server.gauges.timed("score_seconds_total"):
-        scores = score_guarded(server.scorer, images, prompts, server.micro_batch)
+        scores = yield from scoring_rounds(server.scorer, images, prompts, rules)
     server.gauges.add("images_total", len(images))
-    for score in scores:
-        if score.value is None and score.error != NOT_APPLICABLE:
-            server.gauges.add("null_scores_total", 1, reason=score.error)
+    for score in _failures(scores):
+        server.gauges.add("null_scores_total", 1, reason=score.error)
     return scores
+
+
+def _failures(scores: Sequence[Score]) -> list[Score]:
+    return [score for score in scores if score.value is None and score.error != NOT_APPLICABLE]
+
+
+def _gives_back(server: RewardServer, lease: ScoringLease, scores: Sequence[Score]) -> bool:
+    """Note what the scores say of the server, and give the lease back when they are not to be committed.
+
+    A training group fails whole when no image that it applies to was scored. An evaluation sheet holds images of many prompts: there only
+    failures that may pass are the server's; others are its scorer's word on those prompts, and are committed.
+    """
+    failures = _failures(scores)
+    if not failures:
+        if any(score.value is not None for score in scores):
+            server.breaker.succeeded()
+        return False
+    error, may_pass = failures[0].error, all(score.may_pass for score in failures)
+    hung = server.calls.hung
+    is_whole = all(score.value is None for score in scores) and (lease.kind is LeaseKind.TRAIN or may_pass)
+    is_probe = server.breaker.state is BreakerState.HALF_OPEN
+    if is_whole:
+        server.breaker.failed(error)
+    elif any(score.value is not None for score in scores):
+        server.breaker.succeeded()
+    if server.on_failure == "stop" or (hung and not server.is_restarted):
+        place = (
+            f"image {failures[0].sample_index} of group {lease.number}"
+            if lease.kind is LeaseKind.TRAIN
+            else f"evaluation sheet {lease.number}"
+        )
+        server.desk.stop_scoring(lease.lease_id, f"{place} could not be scored: {hung or error}")
+    elif server.on_failure == "drop_sample" or not (is_whole or hung):
+        return False
+    elif is_probe and may_pass and lease.kind is LeaseKind.TRAIN:  # trying whether the server is back costs the group nothing
+        server.desk.return_scoring(lease.lease_id, error)
+    else:
+        server.desk.fail_scoring(lease.lease_id, error)
+    return True
 
 
 def _score_file(server: RewardServer, lease: ScoringLease, scores: tuple[Score, ...]) -> ScoreFile:

@@ -16,9 +16,13 @@ from reward_servers.guarded import score_guarded
 from reward_servers.registry import check_known_score, list_scorers, make_scorer
 from reward_servers.scorers.base import KnownCase, PlainScorer
 
+PROVEN = [
+    "ocr_flowgrpo", "ocr_strict", "geneval_strict", "geneval_dense", "geneval_dense_flowgrpo", "jpeg_incompressibility",
+    "jpeg_compressibility",
+]  # fmt: skip
 BUILT_IN = [
-    "ocr_flowgrpo", "ocr_strict", "geneval_dense", "geneval_dense_flowgrpo", "geneval_strict",
-    "jpeg_incompressibility", "jpeg_compressibility",
+    *PROVEN[:5], "geneval_hf_strict", "geneval_hf_dense", "geneval_hf_dense_flowgrpo", "pickscore", "hps_v2.1", "clip_score_vit_l14",
+    "aesthetic", "image_reward", "unified_reward", "vlm_yes_no", "deqa", "http", *PROVEN[5:], "diversity",
 ]  # fmt: skip
 PROMPTS = [Prompt(id=str(i), text=f"prompt {i}", metadata={"level": i}) for i in range(3)]
 IMAGES = np.stack([np.full((8, 8, 3), 10 * i, dtype=np.uint8) for i in range(3)])
@@ -66,8 +70,12 @@ def test_the_list_names_every_built_in_reward_with_its_card() -> None:
     assert all(row.range and row.source and row.licence and row.description for row in rows)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_every_built_in_reward_proves_itself_on_its_known_case(name: str) -> None:
+def test_what_needs_neither_model_nor_server_is_marked_so() -> None:
+    assert [card.name for card in list_scorers() if card.is_self_contained] == [*PROVEN, "diversity"]
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_every_self_contained_reward_proves_itself_on_its_known_case(name: str) -> None:
     scorer = make_scorer(name, {})
     assert scorer.name == name
     assert scorer.version

@@ -76,6 +76,14 @@ class CoordinatorActor:
         """ScoringDesk."""
         self._desk.fail_scoring(lease_id, error)
 
+    def return_scoring(self, lease_id: str, reason: str) -> None:
+        """ScoringDesk."""
+        self._desk.return_scoring(lease_id, reason)
+
+    def stop_scoring(self, lease_id: str, error: str) -> None:
+        """ScoringDesk."""
+        self._desk.stop_scoring(lease_id, error)
+
     def next_manifest(self, update: int) -> Manifest | Wait | Stop:
         """LearnerDesk."""
         return self._desk.next_manifest(update)
@@ -176,6 +184,14 @@ class CoordinatorClient:
     def fail_scoring(self, lease_id: str, error: str) -> None:
         """ScoringDesk."""
         self._call("fail_scoring", lease_id, error)
+
+    def return_scoring(self, lease_id: str, reason: str) -> None:
+        """ScoringDesk."""
+        self._call("return_scoring", lease_id, reason)
+
+    def stop_scoring(self, lease_id: str, error: str) -> None:
+        """ScoringDesk."""
+        self._call("stop_scoring", lease_id, error)
 
     def next_manifest(self, update: int) -> Manifest | Wait | Stop:
         """LearnerDesk."""

@@ -111,7 +111,8 @@ class Coordinator:
             return None
         publication = self._state.publications.get(newest)
         token = secrets.token_hex(6)
-        number = self._ledger.lease(slot, lambda number: f"t{number}-{token}", now) if publication else None
+        admits = not self._state.pools.blocking(now)
+        number = self._ledger.lease(slot, lambda number: f"t{number}-{token}", now, admits=admits) if publication else None
         if number is None or publication is None:
             return None
         self._since_eval = self._since_eval + 1 if self._board.pending() else 0
@@ -138,6 +139,9 @@ class Coordinator:
             return "learner: no policy version is published yet"
         if self._ledger.last_update >= self._settings.schedule.num_updates or self._state.end.is_closing(now):
             return "learner: the run is about to end"
+        blocking = self._state.pools.blocking(now)
+        if blocking:
+            return f"reward servers of {', '.join(blocking)}: every breaker is open"
         return "learner: max_staleness admits no further group"
 
     def confirm_weights(self, slot: str, receipt: LoadReceipt) -> None:
@@ -193,6 +197,7 @@ class Coordinator:
         with self._lock:
             now = self._clock()
             self._state.pulse.hear(slot, now, metrics)
+            self._state.pools.heard(slot, metrics, now)
             for book in (self._ledger.leases, self._board.leases):
                 book.beat(lease_ids, now)
             for scoring in (self._ledger.scoring.leases, self._board.scoring.leases):
@@ -206,7 +211,7 @@ class Coordinator:
     # ---- ScoringDesk
 
     def ask_scoring(self, slot: str, reward: str, limit: int) -> tuple[ScoringLease, ...] | Wait | Stop:
-        """Lease up to `limit` committed groups or sheets to score with `reward`."""
+        """Lease up to `limit` committed groups or sheets to score with `reward`; 0: only hear whether the run ends."""
         self._state.expire()
         with self._lock:
             now = self._clock()
@@ -216,6 +221,7 @@ class Coordinator:
             dismissal = self._state.fleet.dismissal(slot)
             if dismissal is not None:
                 return dismissal
+            self._state.pools.asked(slot, reward, now)
             granted = self._ledger.lease_scores(reward, limit, slot=slot, now=now, new_id=_scoring_id)
             granted += self._board.lease_scores(reward, limit - len(granted), slot=slot, now=now, new_id=_scoring_id)
             self._state.pulse.asked("reward", slot, now, 0.0 if granted else POLL_S)
@@ -239,8 +245,7 @@ class Coordinator:
         with self._lock:
             held = self._ledger.scoring.leases.get(lease_id) or self._board.scoring.leases.get(lease_id)
             self._state.fleet.worked(held.slot if held is not None else None)
-            self._ledger.scoring.leases.end(lease_id)
-            self._board.scoring.leases.end(lease_id)
+            self._end_scoring(lease_id)
         self._state.moved()
         self._state.settle()
 
@@ -248,9 +253,35 @@ class Coordinator:
         """Give a scoring lease back as failed: counts as an attempt."""
         _log.warning("scoring lease %s failed: %s", lease_id, error)
         with self._lock:
+            self._note_failure(lease_id, error)
             self._ledger.scoring.fail(lease_id, error)
             self._board.scoring.fail(lease_id, error)
         self._state.settle()
+
+    def return_scoring(self, lease_id: str, reason: str) -> None:
+        """Give a scoring lease back unharmed: free."""
+        _log.info("scoring lease %s came back: %s", lease_id, reason)
+        with self._lock:
+            self._note_failure(lease_id, reason)
+            self._end_scoring(lease_id)
+
+    def stop_scoring(self, lease_id: str, error: str) -> None:
+        """End the run: a reward could not score, and its config (or a scorer that hangs in the only process) wants that."""
+        with self._lock:
+            reward = self._note_failure(lease_id, error)
+            self._end_scoring(lease_id)
+            self._state.end.finish(EndKind.GUARD, f"reward {reward or 'of a lease that had ended'}: {error}", gate="reward")
+
+    def _end_scoring(self, lease_id: str) -> None:
+        self._ledger.scoring.leases.end(lease_id)
+        self._board.scoring.leases.end(lease_id)
+
+    def _note_failure(self, lease_id: str, error: str) -> str:
+        """Keep a reward's last error; return the reward, "" when the lease had ended."""
+        held = self._ledger.scoring.leases.get(lease_id) or self._board.scoring.leases.get(lease_id)
+        if held is not None:
+            self._state.pools.failed(held.key.reward, error)
+        return held.key.reward if held is not None else ""
 
     # ---- LearnerDesk
 
@@ -281,6 +312,8 @@ class Coordinator:
         self._state.expire()
         try:
             self._state.settle()
+            self._state.watch_pools()
+            self._state.watch_sensors()
             if self._clock() - self._state.status_at >= STATUS_S:
                 check_fence(self._store, self._incarnation)
                 self._state.write_status()

@@ -12,7 +12,7 @@ class EndKind(StrEnum):
     RUNNING = "running"
     DONE = "done"  # all updates and evaluations
     TIME_LIMIT = "time_limit"  # done as far as the time went
-    GUARD = "guard"  # too many drops
+    GUARD = "guard"  # too many drops, or a reward that cannot score
     STALL = "stall"  # nothing moved for stall_timeout_s
     STOPPED = "stopped"  # somebody asked for it: `flowfleet stop`, SIGINT, SIGTERM
 
@@ -23,6 +23,7 @@ class Outcome:
 
     kind: EndKind
     reason: str
+    gate: str = "drops"  # of a guard's end: which guard
 
     @property
     def is_over(self) -> bool:
@@ -32,7 +33,7 @@ class Outcome:
     def raise_if_failed(self) -> None:
         """Raise GateError or StallError (exit code 3) when a guard ended the run, Interrupted (130) when somebody did."""
         if self.kind is EndKind.GUARD:
-            raise GateError("drops", self.reason)
+            raise GateError(self.gate, self.reason)
         if self.kind is EndKind.STALL:
             raise StallError(self.reason)
         if self.kind is EndKind.STOPPED:
@@ -65,7 +66,7 @@ class RunEnd:
         idle = now - max(since, self._progress)
         return idle if idle > self._stall_timeout_s else None
 
-    def finish(self, kind: EndKind, reason: str) -> None:
-        """Set the outcome; the first one stands."""
+    def finish(self, kind: EndKind, reason: str, gate: str = "drops") -> None:
+        """Set the outcome; the first one stands. gate: which guard, when one ends it."""
         if not self.outcome.is_over:
-            self.outcome = Outcome(kind=kind, reason=reason)
+            self.outcome = Outcome(kind=kind, reason=reason, gate=gate)

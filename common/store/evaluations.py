@@ -27,13 +27,23 @@ class EvalProtocol:
     config: EvaluationConfig
     prompts: tuple[Prompt, ...]  # selected, before repetition
     rewards: tuple[RewardSpec, ...]
+    max_sequence_length: int = 0  # model.max_sequence_length: T5 tokens that are read of a prompt; 0 without T5
 
     def described(self) -> dict[str, Any]:
         """Every field that the numbers depend on."""
         fields = self.config.model_dump(mode="json", exclude={"every", "at_start"})
         text = json.dumps([[prompt.id, prompt.text, dict(prompt.metadata)] for prompt in self.prompts], sort_keys=True, default=str)
         names = [reward.name for reward in self.rewards]
-        return {**fields, "rewards": names, "prompts_digest": hashlib.sha256(text.encode()).hexdigest(), "num_prompts": len(self.prompts)}
+        read = (
+            {"max_sequence_length": self.max_sequence_length} if self.max_sequence_length else {}
+        )  # absent at 0, so digests without T5 stay
+        return {
+            **fields,
+            **read,
+            "rewards": names,
+            "prompts_digest": hashlib.sha256(text.encode()).hexdigest(),
+            "num_prompts": len(self.prompts),
+        }
 
     def digest(self) -> str:
         """A short name of the protocol: equal numbers can be compared only under equal digests."""

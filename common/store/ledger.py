@@ -85,13 +85,13 @@ class Ledger:
         ledger._guard_start = ledger._next_number
         return ledger
 
-    def lease(self, slot: str, new_id: Callable[[int], str], now: float) -> int | None:
-        """Lease the lowest returned number or hole, else a new one if the bound allows; None to wait. new_id: number -> id."""
+    def lease(self, slot: str, new_id: Callable[[int], str], now: float, *, admits: bool = True) -> int | None:
+        """Lease the lowest returned number or hole, else a new one if `admits` and the bound allow; None to wait. new_id: number -> id."""
         if self.newest_version is None:
             return None
         number = self._lowest_waiting()
         if number is None:
-            if not self.may_issue():
+            if not admits or not self.may_issue():
                 return None
             number = self._next_number
             self._issue_through(number)

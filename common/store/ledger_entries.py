@@ -31,10 +31,16 @@ class RewardSpec:
     name: str
     use: Literal["train", "watch"] = "train"
     tags: tuple[str, ...] = ()  # prompt tags it applies to; empty = all
+    sample_every: int = 1  # a watch reward judges the training groups whose number this divides
+    breaker_limit_s: float = 300.0  # how long a train reward's pool may be down before the run ends
 
     def applies_to(self, tag: str) -> bool:
         """Whether it judges prompts of this tag; not applicable is neither null nor 0."""
         return not self.tags or tag in self.tags
+
+    def judges(self, number: int, tag: str) -> bool:
+        """Whether it judges this training group; a pure function of the number, so every incarnation samples the same ones."""
+        return self.applies_to(tag) and number % self.sample_every == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +106,8 @@ class Entry:
     scores: dict[str, dict[str, Values]] = field(default_factory=dict)  # lease id -> reward -> values
 
     def applicable(self, settings: LedgerSettings, use: str = "train") -> tuple[RewardSpec, ...]:
-        """The rewards of a use that judge this prompt."""
-        return tuple(reward for reward in settings.rewards if reward.use == use and reward.applies_to(self.tag))
+        """The rewards of a use that judge this group."""
+        return tuple(reward for reward in settings.rewards if reward.use == use and reward.judges(self.number, self.tag))
 
     def chosen(self, settings: LedgerSettings) -> GroupFile | None:
         """The file that stands for the number: most complete scores, then newest version, then smallest id."""

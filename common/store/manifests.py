@@ -43,6 +43,7 @@ class Status:
     retired_through: int  # group files of updates up to here may be gone
     counts: Mapping[str, int] = field(default_factory=dict)
     fleet: FleetReport = field(default_factory=FleetReport)  # sizes, slots with their processes, last decisions
+    alerts: tuple[str, ...] = ()  # of the sensors, as sentences
 
 
 def encode_record(record: Any) -> bytes:
@@ -117,12 +118,14 @@ def read_claim(store: RunStore, incarnation: int) -> Claim:
 
 
 def read_status(store: RunStore) -> Status | None:
-    """Return status.json, None when there is none; one from before fleets were listed lists none. Raises CorruptFile."""
+    """Return status.json, None when there is none; one from before fleets or alerts were listed lists none. Raises CorruptFile."""
     if not store.exists(paths.STATUS):
         return None
     content = store.read(paths.STATUS)
     if b'"fleet"' not in content:
         content = content.replace(b"{", b'{"fleet": ' + json.dumps(asdict(FleetReport())).encode() + b", ", 1)
+    if b'"alerts"' not in content:
+        content = content.replace(b"{", b'{"alerts": [], ', 1)
     return decode_record(Status, paths.STATUS, content)
 
 

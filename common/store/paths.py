@@ -26,6 +26,7 @@ _SCORE = re.compile(rf"scores/(?P<bucket>\d{{3,}})/g(?P<number>\d{{8,}})\.{_LEAS
 _DROP = re.compile(r"drops/(?P<bucket>\d{3,})/g(?P<number>\d{8,})\.json")
 _MANIFEST = re.compile(r"manifests/update_(?P<update>\d{6,})\.json")
 _ADAPTER = re.compile(r"policy/i(?P<incarnation>\d{4,})/v(?P<version>\d{6,})\.safetensors")
+_METRICS = re.compile(r"metrics/update_(?P<update>\d{6,})\.i(?P<incarnation>\d{4,})\.json")
 _COMPLETE = re.compile(r"learner/update_(?P<update>\d{6,})/complete\.json")
 _CONFIG = re.compile(r"config\.i(?P<incarnation>\d{4,})\.json")
 _EVAL = re.compile(r"eval/v(?P<version>\d{6,})\.(?P<snapshot>[0-9A-Za-z_-]+)\.(?P<protocol>[0-9A-Za-z_-]+)(?:/.*)?")
@@ -198,6 +199,12 @@ def parse_adapter(path: str) -> tuple[int, int] | None:
     """Parse an adapter file's name into (incarnation, version)."""
     found = _ADAPTER.fullmatch(path)
     return (int(found["incarnation"]), int(found["version"])) if found else None
+
+
+def parse_metrics(path: str) -> tuple[int, int] | None:
+    """Parse a metrics file's name into (update, incarnation)."""
+    found = _METRICS.fullmatch(path)
+    return (int(found["update"]), int(found["incarnation"])) if found else None
 
 
 def parse_learner_complete(path: str) -> int | None:

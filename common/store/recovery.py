@@ -12,7 +12,7 @@ from common.store.ledger_scoring import ScoreKey
 from common.store.manifests import read_drop, read_manifest
 from common.store.run_store import RunStore
 from common.store.scores import read_scores
-from common.types import Drop, Manifest
+from common.types import Drop, Manifest, ScoreFile
 
 _log = get_logger("store")
 
@@ -68,7 +68,11 @@ def group_file(store: RunStore, path: str, num_bytes: int) -> GroupFile:
 
 def score_summary(store: RunStore, path: str) -> ScoreSummary:
     """Return what the ledger needs of a score file. Raises CorruptFile."""
-    file = read_scores(store, path)
+    return summary_of(read_scores(store, path))
+
+
+def summary_of(file: ScoreFile) -> ScoreSummary:
+    """Return what the ledger needs of a score file's content."""
     return ScoreSummary(number=file.number, lease_id=file.lease_id, reward=file.reward, values=tuple(score.value for score in file.scores))
 
 

@@ -21,12 +21,14 @@ from common.store.ledger import Ledger
 from common.store.ledger_entries import GroupState
 from common.store.ledger_scoring import ScoreKey
 from common.store.manifests import Status, read_drop, read_manifest, read_status, write_drop, write_status
+from common.store.pools import PoolWatch
 from common.store.publications import Publications
 from common.store.pulse import Pulse
-from common.store.recovery import adapters, read_listing, restore_sheets, score_summary
+from common.store.recovery import adapters, read_listing, restore_sheets, summary_of
 from common.store.retention import Retention
 from common.store.run_store import RunStore
-from common.store.scores import write_scores
+from common.store.scores import read_scores, write_scores
+from common.store.sensor_watch import SensorWatch
 from common.types import Drop, Manifest, Prompt, Publication, Score, ScoreFile
 
 POLL_S = 0.2  # between asks of somebody who waits
@@ -47,6 +49,8 @@ class RunState:
         self.board = EvalBoard(settings.protocol, settings.ledger)
         self.publications = Publications(lambda version: _recall(store, read_publication, version))
         self.pulse, self.fleet = Pulse(clock()), FleetPart()
+        self.pools = PoolWatch(settings.rewards, silence_s=settings.schedule.lease_timeout_s)
+        self._pool_alerts: set[str] = set()  # rewards whose trouble was told
         schedule, status = settings.schedule, read_status(store)
         self.end = RunEnd(started=clock(), time_limit_s=schedule.time_limit_s, stall_timeout_s=schedule.stall_timeout_s)
         self.metrics = RunMetrics(settings.run)
@@ -57,6 +61,8 @@ class RunState:
         self.store_trouble = ""  # the store's last refusal, while it is away
         self.learner_done = False
         self.finished_update = self.first_update = min(self.ledger.last_update, self.ledger.newest_version or 0)
+        base = self.board.directory_of(0) if self.board.is_enabled and settings.protocol.config.at_start else ""
+        self.sensors = SensorWatch(store, directory=base, rewards=settings.rewards, incarnation=incarnation, finished=self.finished_update)
         self.update_metrics: dict[str, float] = {}
         self.last_manifest: Manifest | None = read_manifest(store, self.ledger.last_update) if self.ledger.last_update else None
         self.status_at = float("-inf")
@@ -147,11 +153,13 @@ class RunState:
 
     def score_committed(self, path: str) -> None:
         """Take in a score file. Raises CorruptFile when it breaks its schema or does not hold K scores."""
-        summary = score_summary(self.store, path)
+        file = read_scores(self.store, path)
+        summary = summary_of(file)
         sheet = paths.parse_sheet_score(path)
         with self.lock:
             if sheet is None:
                 self.ledger.scored(summary)
+                self.pools.filed(file)
                 return
             directory = path.rpartition("/")[0]
             key = ScoreKey(number=sheet.number, lease_id=sheet.lease_id, reward=sheet.reward, directory=directory)
@@ -208,12 +216,37 @@ class RunState:
 
     # ---- the end, and what people see
 
+    def watch_sensors(self) -> None:
+        """Hold the newest updates' images against the base's; say what is new. Raises StoreError."""
+        found = self.sensors.look(self.finished_update)
+        for alert in found:
+            _log.warning("alert: %s", alert.sentence)
+        self.metrics.show_sensors(self.sensors.positions, [alert.sensor for alert in found])
+
+    def watch_pools(self) -> None:
+        """Say which reward pools fell ill or are well again, and show them in /metrics."""
+        with self.lock:
+            now = self.clock()
+            alerts = self.pools.alerts(now)
+            self.metrics.show_pools(self.pools.coverage(), self.pools.down(now))
+        for name in sorted(alerts.keys() - self._pool_alerts):
+            _log.warning("alert: %s", alerts[name])
+        for name in sorted(self._pool_alerts - alerts.keys()):
+            _log.warning("reward %s: its servers score again", name)
+        self._pool_alerts = set(alerts)
+
     def conclude(self) -> None:
         """Set the outcome when a guard fires, or when the learner is through and evaluations are done."""
         now = self.clock()
+        cause = self.pools.cause_to_stop(now)
+        if cause:
+            self.end.finish(EndKind.GUARD, cause, gate="reward")
         unhealthy = self.ledger.unhealthy()
         if unhealthy:
-            self.end.finish(EndKind.GUARD, unhealthy)
+            ill = self.pools.ill_train_rewards(now)
+            said = [*ill, unhealthy] if ill else [unhealthy, self.pools.last_error()]
+            sentence = "; ".join(text for text in said if text)
+            self.end.finish(EndKind.GUARD, sentence, gate="reward" if ill else "drops")
         all_published = (self.ledger.newest_version or 0) >= self.settings.schedule.num_updates
         if not (all_published or self.learner_done):
             return
@@ -251,7 +284,7 @@ class RunState:
                 incarnation=self.incarnation, sequence=self._sequence, written_at=self._wall(), state=state, reason=reason,
                 host=socket.gethostname(), process_id=os.getpid(), version=-1 if newest is None else newest,
                 manifests=self.ledger.last_update, retired_through=self.retention.retired_through, counts=self.ledger.counts(),
-                fleet=self.fleet.directive.report,
+                fleet=self.fleet.directive.report, alerts=(*(alert.sentence for alert in self.sensors.alerts), *self.pools.alerts(self.clock()).values()),
             )  # fmt: skip
         write_status(self.store, status)
 
@@ -303,6 +336,7 @@ class RunState:
                 "outcome": str(self.end.outcome.kind), "reason": self.end.outcome.reason, "store_trouble": self.store_trouble,
                 "work": dict(self.fleet.work), "overruns": dict(self.fleet.overruns), "backlog": self.backlog(),
                 "slot_waits": self.pulse.slot_shares(self.clock()),
+                "alerts": [*(alert.sensor for alert in self.sensors.alerts), *(f"reward {name}" for name in self.pools.alerts(self.clock()))],
             }  # fmt: skip
 
     def _live_metrics(self) -> dict[str, float]:

@@ -53,11 +53,19 @@ def audit_command(run: RunArgument) -> None:
         raise typer.Exit(1)
 
 
-def report(run: RunArgument) -> None:
+def report(
+    run: RunArgument,
+    reward_weights: Annotated[
+        str | None, typer.Option(help="NAME=NUMBER,...: also show what these weights would have said of the run's scores; no image is made")
+    ] = None,
+) -> None:
     """Write report.html: curves, sample grids over time, before/after table."""
+    from deploy.report.reweighting import parse_weights, read_reweighting
     from deploy.summary import show_results
 
-    show_results(open_run(run), Console())
+    store = open_run(run)
+    reweighting = None if reward_weights is None else read_reweighting(store, parse_weights(reward_weights))
+    show_results(store, Console(), reweighting)
 
 
 def status(run: RunArgument) -> None:
@@ -70,6 +78,8 @@ def status(run: RunArgument) -> None:
         return
     console.print(f"{found.state} on {found.host} (process {found.process_id}): {found.reason or 'working'}", highlight=False)
     console.print(f"updates {found.manifests}/{config.schedule.num_updates}, newest version {found.version}", highlight=False)
+    for sentence in found.alerts:
+        console.print(f"alert: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
     show_fleet(found.fleet, console)
     table = Table("groups", "count")
     for state, count in found.counts.items():

@@ -1,4 +1,4 @@
-"""`flowfleet recipes ls|show|cp`, `flowfleet reward ls|test`."""
+"""`flowfleet recipes ls|show|cp`, `flowfleet reward ls|show|test|serve`, `flowfleet prompts make`."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.config import read_toml
-from common.errors import UserError
+from common.config import parse, read_toml
+from common.errors import ConfigError, UserError
 from common.prompts import check_prompts, read_prompts
 from deploy.config import recipe_names, recipe_path, shipped_path
+from deploy.geneval_prompts import geneval_line, make_prompts, split_prompts
+from deploy.reward_card import find_card, render_card
+from reward_servers.cards import NO_MODEL, RewardCard
 from reward_servers.registry import list_scorers, make_scorer
 from reward_servers.testing import test_scorer
+from reward_servers.wire.http_server import serve
+from reward_servers.wire.messages import SCORE_PATH
+from reward_servers.wire.settings import ServeSettings
 
 NameArgument = Annotated[str, typer.Argument(help="a name of the list")]
 
@@ -42,10 +48,26 @@ def recipes_cp(name: NameArgument, to: Annotated[Path | None, typer.Argument(hel
 
 def reward_ls() -> None:
     """List the rewards."""
-    table = Table("reward", "range", "licence", "what it measures", "source")
-    for row in list_scorers():
-        table.add_row(row.name, row.range, row.licence, row.description, row.source)
+    table = Table("reward", "raw range", "needs", "what it measures")
+    for card in list_scorers():
+        table.add_row(card.name, card.range, needs(card), card.description)
     Console().print(table)
+    Console().print(
+        "flowfleet reward show NAME: source, licence, model, preprocessing, what was verified; flowfleet doctor: which run here"
+    )
+
+
+def needs(card: RewardCard) -> str:
+    """What a reward needs besides flowfleet, in a few words."""
+    parts = [f"extra {card.extra}"] if card.extra else []
+    if not card.is_self_contained:
+        parts.append("a server" if card.model == NO_MODEL or "option model" in card.model or "server" in card.model else "a model")
+    return ", ".join(parts) or "nothing"
+
+
+def reward_show(name: NameArgument) -> None:
+    """Print a reward's card: definition, model and revision, range, licence, preprocessing, memory, speed, what was verified."""
+    Console().print(render_card(find_card(name, list_scorers())))
 
 
 def reward_test(
@@ -56,7 +78,7 @@ def reward_test(
     show: Annotated[int, typer.Option(help="how many rows to print")] = 10,
 ) -> None:
     """Score a directory of images; exits with 1 when a score is missing or not finite."""
-    parsed: dict[str, Any] = json.loads(options)
+    parsed = json_object("--options", options)
     given = read_prompts(shipped_path(str(prompts)))
     scorer = make_scorer(name, parsed)
     check_prompts(given, [scorer], str(prompts))
@@ -73,11 +95,65 @@ def reward_test(
         raise typer.Exit(1)
 
 
+def reward_serve(
+    name: NameArgument,
+    options: Annotated[str, typer.Option(help="the scorer's options as JSON")] = "{}",
+    host: Annotated[str, typer.Option(help="other than loopback needs a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 = a free one")] = 8009,
+    token_file: Annotated[Path | None, typer.Option(help="file with the bearer token that clients must send")] = None,
+) -> None:
+    """Serve a reward over HTTP by the open protocol (docs/reward-protocol.md) until Ctrl-C."""
+    settings = parse(ServeSettings, {"host": host, "port": port, "token_file": str(token_file or "")}, "reward serve")
+    scorer = make_scorer(name, json_object("--options", options))
+
+    def announce(chosen: int) -> None:
+        Console().print(f"{scorer.name} {scorer.version} at http://{host}:{chosen}; POST {SCORE_PATH}, GET /metrics", highlight=False)
+
+    serve(scorer, settings, announce=announce)
+
+
+def prompts_make(
+    out: Annotated[Path, typer.Argument(help="folder for train.jsonl and test.jsonl")],
+    per_task: Annotated[int, typer.Option(help="prompts a task, both files together")] = 100,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write GenEval-style prompts over the 80 COCO classes, six tasks, with GenEval's metadata: train and test apart."""
+    sides = dict(zip(("train", "test"), split_prompts(make_prompts(seed, per_task)), strict=True))
+    targets = {side: out / f"{side}.jsonl" for side in sides}
+    for target in targets.values():
+        if target.exists():
+            raise UserError(f"prompts make: {target} exists and is not overwritten; name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for side, prompts in sides.items():
+        targets[side].write_text("".join(f"{geneval_line(prompt)}\n" for prompt in prompts), encoding="utf-8")
+        Console().print(f"wrote {len(prompts)} prompts to {targets[side]}", highlight=False)
+
+
+def _prompts() -> None:
+    """Prompt files."""
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Parse an option's JSON object. Raises ConfigError."""
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{option} is not JSON ({error}); write an object, for instance \'{{"detector": "shapes"}}\'') from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{option} is a {type(table).__name__}; write a JSON object")
+    return table
+
+
 def register(app: typer.Typer, recipes_app: typer.Typer, reward_app: typer.Typer) -> None:
     """Put these commands under the command line."""
-    del app
+    prompts_app = typer.Typer(help="Prompt files.", no_args_is_help=True)
+    app.add_typer(prompts_app, name="prompts")
+    prompts_app.callback()(_prompts)
+    prompts_app.command("make")(prompts_make)
     recipes_app.command("ls")(recipes_ls)
     recipes_app.command("show")(recipes_show)
     recipes_app.command("cp")(recipes_cp)
     reward_app.command("ls")(reward_ls)
+    reward_app.command("show")(reward_show)
     reward_app.command("test")(reward_test)
+    reward_app.command("serve")(reward_serve)

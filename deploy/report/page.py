@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from deploy.report.compare import NUM_RESAMPLES, TableRow, run_table
 from deploy.report.curves import Panel, draw_fleet, draw_training, throughput
-from deploy.report.image_curves import base_bands, image_statistics
+from deploy.report.image_curves import SensorRecord, draw_sensors, numbers_of, read_sensors
 from deploy.report.reader import read_history
 from deploy.report.records import EvaluationRecord, RunFiles, RunHistory
-from deploy.report.samples import MediaShelf, base_statistics, sample_grid, train_extremes
+from deploy.report.reweighting import Reweighting, draw_reweighting
+from deploy.report.samples import MediaShelf, sample_grid, train_extremes
 from deploy.report.verdict import duration, figure, sentences, waiting_share
 
 _DIGEST = 12  # shown characters of a digest
@@ -44,46 +45,51 @@ class TableLine:
     middle: float
 
 
-def write_report(store: RunFiles, out_path: Path) -> Path:
+def write_report(store: RunFiles, out_path: Path, reweighting: Reweighting | None = None) -> Path:
     """Draw a run's report; parts without files yet are left out.
 
     Args:
         store: the run directory.
         out_path: the html file, written over if it exists.
+        reweighting: what other reward weights would have said, where somebody asked.
 
     Raises:
         CorruptFile: a file of the run breaks its form; the message names it.
     """
-    html = render_report(store)
+    html = render_report(store, reweighting)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     out_path.write_text(html, encoding="utf-8")
     return out_path
 
 
-def render_report(store: RunFiles) -> str:
+def render_report(store: RunFiles, reweighting: Reweighting | None = None) -> str:
     """Return the page's html."""
     history, shelf = read_history(store), MediaShelf(store)
     rows = run_table(history)
-    bands = base_bands(base_statistics(shelf, history.base))
-    statistics = image_statistics(history, bands)
+    sensors = read_sensors(history, shelf)
+    curves = _present(draw_sensors(sensors))
     best, worst = train_extremes(history, shelf)
     return make_environment().get_template("report.html.j2").render(
         history=history,
         title=history.name,
         facts=run_facts(history),
-        sentences=sentences(history, rows, bands),
+        sentences=sentences(history, rows, sensors),
+        alerts=sensors.alerts,
+        alert_curves=curves if sensors.alerts else [],
+        reweighting=reweighting,
+        reweighted=draw_reweighting(reweighting) if reweighting else [],
         tiles=_tiles(history, rows),
         lines=table_lines(rows),
         protocol=protocol_line(history.newest or history.base),
         num_resamples=NUM_RESAMPLES,
-        training=[*draw_training(history), *_present(statistics)],
+        training=[*draw_training(history), *([] if sensors.alerts else curves)],
         fleet=draw_fleet(history),
         grid=sample_grid(history, shelf),
         best=best,
         worst=worst,
         config_text=json.dumps(history.config, indent=2, ensure_ascii=False),
         environment_text=json.dumps(history.environment, indent=2, ensure_ascii=False),
-        numbers=script_json(_numbers(history, rows)),
+        numbers=script_json(_numbers(history, rows, sensors)),
     )  # fmt: skip
 
 
@@ -215,7 +221,7 @@ def _effort(history: RunHistory) -> list[Tile]:
     return tiles
 
 
-def _numbers(history: RunHistory, rows: Sequence[TableRow]) -> dict[str, Any]:
+def _numbers(history: RunHistory, rows: Sequence[TableRow], sensors: SensorRecord) -> dict[str, Any]:
     """Everything drawn, as plain numbers."""
     return {
         "name": history.name,
@@ -223,5 +229,6 @@ def _numbers(history: RunHistory, rows: Sequence[TableRow]) -> dict[str, Any]:
         "table": [asdict(row) for row in rows],
         "updates": [asdict(record) for record in history.updates],
         "elapsed_s": list(history.elapsed_s),
+        "sensors": numbers_of(sensors),
         "evaluations": [{key: value for key, value in asdict(record).items() if key != "rows"} for record in history.evaluations],
     }

@@ -26,7 +26,6 @@ from deploy.report.records import (
     UpdateRecord,
 )
 
-_METRICS = re.compile(r"metrics/update_(?P<update>\d{6,})\.i(?P<incarnation>\d{4,})\.json")
 _HISTORY = re.compile(r"history/update_(?P<update>\d{6,})\.parquet")
 _START = re.compile(r"(?P<kind>config|environment)\.i(?P<incarnation>\d{4,})\.json")
 _REWARD = "reward."
@@ -102,10 +101,10 @@ def _optional(value: Any) -> float | None:
 def _read_updates(files: RunFiles, listing: list[str]) -> tuple[UpdateRecord, ...]:
     newest: dict[int, tuple[int, str]] = {}
     for path in listing:
-        found = _METRICS.fullmatch(path)
-        if found:
-            update = int(found["update"])
-            newest[update] = max(newest.get(update, (0, "")), (int(found["incarnation"]), path))
+        found = paths.parse_metrics(path)
+        if found is not None:
+            update, incarnation = found
+            newest[update] = max(newest.get(update, (0, "")), (incarnation, path))
     return tuple(_build(path, _update_record, _read_json(files, path)) for _, (_, path) in sorted(newest.items()))
 
 

@@ -1,11 +1,11 @@
 """The sentences at the top of a report: what rose, what waited, what to look at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from deploy.report.compare import TableRow
-from deploy.report.image_curves import Band, outside_bands
+from deploy.report.image_curves import SensorRecord
 from deploy.report.records import RunHistory
 
 WAITS_LONG = 0.25  # of the learner's time
@@ -46,15 +46,24 @@ def waiting_share(history: RunHistory) -> float | None:
     return sum(record.seconds.get("wait", 0.0) for record in counted) / total if total > 0 else None
 
 
-def sentences(history: RunHistory, rows: Sequence[TableRow], bands: Mapping[str, Band]) -> list[Sentence]:
+def sentences(history: RunHistory, rows: Sequence[TableRow], sensors: SensorRecord) -> list[Sentence]:
     """Return the findings, the frozen evaluation first."""
-    found = [*_outcomes(history, rows), *_waiting(history), *_rewards(history), *_dropped(history)]
-    strays = outside_bands(history, bands)
-    if strays:
-        names = ", ".join(name.replace("_", " ") for name in strays)
-        text = f"{names}: outside the base model's spread over the last updates. Look at the samples: a rising reward may be hacked."
-        found.append(Sentence(tone="bad", text=text))
-    return found
+    return [*_outcomes(history, rows), *_waiting(history), *_rewards(history), *_dropped(history), *_sensors(sensors)]
+
+
+def _sensors(sensors: SensorRecord) -> list[Sentence]:
+    """That sensors alerted; else that those with a band stayed quiet."""
+    if sensors.alerts:
+        names = ", ".join(dict.fromkeys(alert.sensor.replace("_", " ") for alert in sensors.alerts))
+        text = f"Sensors alerted ({names}): a train reward rose while the images left the base model's band. Look at the box below."
+        return [Sentence(tone="bad", text=text)]
+    if not sensors.bands:
+        return []
+    count = len(sensors.bands)
+    text = (
+        f"No sensor alerted: {count} image statistic{'' if count == 1 else 's'} or watch rewards were held against the base model's band."
+    )
+    return [Sentence(tone="plain", text=text)]
 
 
 def _outcomes(history: RunHistory, rows: Sequence[TableRow]) -> list[Sentence]:

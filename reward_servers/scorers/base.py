@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError, ScorerError
+from common.errors import DataError, ScorerError, ScorerUnavailable
 from common.types import Prompt, Score
 
 Image = NDArray[np.uint8]
@@ -63,7 +63,9 @@ def score_each(images: Image, prompts: Sequence[Prompt], judge: ImageJudge) -> l
         try:
             value, details = judge(image, prompt)
         except (ScorerError, DataError) as error:
-            scores.append(Score(sample_index=index, value=None, error=str(error), latency_s=time.perf_counter() - started))
+            may_pass = isinstance(error, ScorerUnavailable)
+            latency_s = time.perf_counter() - started
+            scores.append(Score(sample_index=index, value=None, error=str(error), latency_s=latency_s, may_pass=may_pass))
         else:
             scores.append(Score(sample_index=index, value=value, details=details, latency_s=time.perf_counter() - started))
     return scores

@@ -9,7 +9,7 @@ from PIL import ImageDraw
 
 from common.errors import DataError
 from common.types import Prompt, Score
-from reward_servers.detection import ColorClassifier, Detection, Detector, own_color
+from reward_servers.detection import ColorClassifier, ColorModel, Detection, Detector, find_objects, own_color
 from reward_servers.scorers.base import Image, KnownCase, PlainScorer, score_each
 from reward_servers.scorers.geneval_rules import (
     RELATIONS,
@@ -30,24 +30,28 @@ RULES: Final[dict[str, Rule]] = {
 }
 
 
-class GenEval(PlainScorer):
-    """GenEval's rules over a detector; the strict result stands in the details of every variant."""
+class DetectedGenEval(PlainScorer):
+    """GenEval's rules over any detector; the strict result stands in the details of every variant."""
 
-    def __init__(self, name: str, detector: Detector, color_classifier: ColorClassifier = own_color) -> None:
-        """Score by the rule RULES[name]."""
+    def __init__(self, name: str, detector: Detector, color_classifier: ColorClassifier = own_color, *, rule: str = "") -> None:
+        """Score by RULES[rule], or by RULES[name] where no rule is named; the version follows the detector and the color model."""
         self.name = name
         self.version = f"1-{detector.name}-{detector.version}"
-        self._rule = RULES[name]
+        self._rule = RULES[rule or name]
         self._detector = detector
         self._color_classifier = color_classifier
+        self._colors = detector.colors
+        if isinstance(color_classifier, ColorModel):
+            self.version += f"-{color_classifier.version}"
+            self._colors = color_classifier.colors
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise DataError when the metadata are not GenEval's, or name what the detector cannot find."""
         check_metadata(prompt.metadata)
-        for item in (*prompt.metadata["include"], *prompt.metadata.get("exclude", ())):
+        for item in _entries(prompt.metadata):
             _check_known("class", item["class"], self._detector.labels)
             if "color" in item:
-                _check_known("color", item["color"], self._detector.colors)
+                _check_known("color", item["color"], self._colors)
 
     def score(self, images: Image, prompts: Sequence[Prompt]) -> list[Score]:
         """Score a batch [B, H, W, 3]; details: strict (0 or 1)."""
@@ -55,16 +59,24 @@ class GenEval(PlainScorer):
 
     def _judge(self, image: Image, prompt: Prompt) -> tuple[float, Mapping[str, float]]:
         check_metadata(prompt.metadata)
+        named: dict[int, str | None] = {}  # both rules ask for the same colors, and a color may cost a model's call
 
         def color_of(detection: Detection) -> str | None:
-            return self._color_classifier(image, detection)
+            if id(detection) not in named:
+                named[id(detection)] = self._color_classifier(image, detection)
+            return named[id(detection)]
 
-        found = kept_detections(self._detector.detect(image), prompt.tag)
+        labels = tuple(dict.fromkeys(item["class"] for item in _entries(prompt.metadata)))
+        found = kept_detections(find_objects(self._detector, image, labels), prompt.tag)
         strict = strict_score(found, prompt.metadata, color_of)
         return self._rule(found, prompt.metadata, color_of), {"strict": strict}
 
+
+class GenEval(DetectedGenEval):
+    """GenEval's rules over the detector `shapes`, which knows one image by heart."""
+
     def known_case(self) -> KnownCase:
-        """Return a blue square that is asked for as such, which scores 1 by every rule (for the detector `shapes`)."""
+        """Return a blue square that is asked for as such, which scores 1 by every rule."""
         canvas = PillowImage.new("RGB", (64, 64), (235, 235, 235))
         ImageDraw.Draw(canvas).rectangle([22, 20, 41, 39], fill=(36, 84, 220))
         metadata = {"tag": "colors", "include": [{"class": "square", "count": 1, "color": "blue"}], "exclude": []}
@@ -90,6 +102,10 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         _check_position(f"include[{index}]", item, index)
     for index, item in enumerate(exclude):
         _check_entry(f"exclude[{index}]", item)
+
+
+def _entries(metadata: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return (*metadata["include"], *metadata.get("exclude", ()))
 
 
 def _check_entry(where: str, item: Any) -> None:

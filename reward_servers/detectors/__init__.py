@@ -1,0 +1,1 @@
+"""Detectors and color models of photographs, which GenEval's rules judge by."""
