@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from common.errors import DataError
 from common.policy.index import read_index
@@ -13,9 +13,12 @@ from common.protocols import Scorer
 from common.types import Prompt
 from deploy.config import RunConfig, shipped_path
 from deploy.doctor import Bench, Check, Row
+from deploy.gates import TaggedScorer
 from deploy.plan import disk_gate
 from deploy.reward_card import known_cards
-from reward_servers.cards import NO_MODEL, RewardCard
+from reward_servers.cards import RewardCard
+from reward_servers.config import RewardConfig
+from reward_servers.environments import configured_scorer, release_scorers
 from reward_servers.registry import check_known_score, make_scorer
 
 REWARD_S: Final = 180.0  # until a scorer is loaded and has judged its known image
@@ -47,12 +50,15 @@ def look_at_store_cap(config: RunConfig) -> Sequence[Row]:
     )
 
 
-def look_at_reward(name: str, options: Mapping[str, Any], made: dict[str, Scorer]) -> Sequence[Row]:
-    """Make a scorer and let it judge its known image; it goes into `made` for the look at the prompts."""
-    bench = Bench(what=f"reward {name}", rule=RUNS)
-    scorer = make_scorer(name, options)
-    made[name] = scorer
-    proved = check_known_score(scorer)
+def look_at_reward(reward: RewardConfig, made: dict[str, Scorer]) -> Sequence[Row]:
+    """Make a scorer where its `env` says and let it judge its known image; it goes into `made` for the look at the prompts."""
+    bench = Bench(what=f"reward {reward.name}", rule=RUNS)
+    scorer = configured_scorer(reward)
+    try:
+        proved = check_known_score(scorer)
+    finally:
+        release_scorers([scorer])
+    made[reward.name] = TaggedScorer(scorer, reward)
     return [
         bench.ok(
             f"runs here, version {scorer.version}: " + ("its known image scored as expected" if proved else "it offers no known image")
@@ -63,8 +69,14 @@ def look_at_reward(name: str, options: Mapping[str, Any], made: dict[str, Scorer
 def look_at_optional(card: RewardCard) -> Sequence[Row]:
     """A reward that the recipe does not use: it may be missing. One with a checkpoint is not loaded for nothing."""
     bench = Bench(what=f"reward {card.name}", rule=OPTIONAL)
-    if card.model != NO_MODEL:
+    if card.needs == "model":
         return [_checkpoint(bench, card)]
+    if card.needs == "server":
+        return [
+            bench.warn(
+                "it asks a server, which only a recipe names", "give a recipe its options (flowfleet reward show), then ask doctor again"
+            )
+        ]
     try:
         scorer = make_scorer(card.name, {})
     except (ImportError, ValueError) as error:
@@ -155,7 +167,7 @@ def recipe_checks(config: RunConfig, cards: Sequence[RewardCard] | None = None) 
     ]
     rewards = [
         Check(what=f"reward {reward.name}", rule=RUNS, remedy="install what it names, give its options, or leave it out of the recipe",
-              look=partial(look_at_reward, reward.name, reward.options, made), deadline_s=REWARD_S)
+              look=partial(look_at_reward, reward, made), deadline_s=REWARD_S)
         for reward in config.reward
     ]  # fmt: skip
     prompts = [

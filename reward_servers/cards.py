@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from common.protocols import Scorer
 
@@ -26,7 +26,12 @@ class RewardCard:
     speed: str = NOT_MEASURED  # images a second, with the machine
     verified: str = "definition tested on fixtures"  # or "not verified with real weights"
     extra: str = ""  # pip extra that its engine needs; empty = none
-    is_self_contained: bool = False  # runs where its extra is installed: no checkpoint to load, no server to reach
+    needs: Literal["nothing", "model", "server"] = "model"  # besides its extra: a checkpoint to load, or somebody to ask
+
+    @property
+    def is_self_contained(self) -> bool:
+        """Whether it runs at once where its extra is installed."""
+        return self.needs == "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

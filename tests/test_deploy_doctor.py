@@ -202,6 +202,7 @@ def fake_registry(monkeypatch: pytest.MonkeyPatch, **made: Any) -> None:
         return made[name]
 
     monkeypatch.setattr("deploy.doctor_recipe.make_scorer", make)
+    monkeypatch.setattr("deploy.doctor_recipe.configured_scorer", lambda reward: make(reward.name, reward.options))
 
 
 def test_a_reward_of_the_recipe_that_cannot_run_fails_and_one_that_is_not_used_only_warns(
@@ -212,10 +213,12 @@ def test_a_reward_of_the_recipe_that_cannot_run_fails_and_one_that_is_not_used_o
     fake_registry(
         monkeypatch, quoter=missing, jpeg_incompressibility=Quoter("jpeg_incompressibility"), spare=missing, right=Quoter("right")
     )
-    spare = RewardCard(name="spare", description="d", range="0..1", source="s", licence="l", extra="x")
-    right = RewardCard(name="right", description="d", range="0..1", source="s", licence="l")
+    spare = RewardCard(name="spare", description="d", range="0..1", source="s", licence="l", extra="x", needs="nothing")
+    right = RewardCard(name="right", description="d", range="0..1", source="s", licence="l", needs="nothing")
+    asked = RewardCard(name="asked", description="d", range="0..1", source="s", licence="l", needs="server")
     distant = RewardCard(name="distant", description="d", range="0..1", source="s", licence="l", model="nobody/nothing-of-this-name")
-    rows = run_checks(recipe_checks(config, [spare, right, distant]), QUIET, PATIENCE)
+    rows = run_checks(recipe_checks(config, [spare, right, distant, asked]), QUIET, PATIENCE)
+    assert "asks a server" in named(rows, "reward asked").found and named(rows, "reward asked").status is Status.WARN
     failed = named(rows, "reward quoter")
     assert failed.status is Status.FAIL and "install the extra" in failed.found
     spare_row, distant_row = named(rows, "reward spare"), named(rows, "reward distant")
@@ -232,7 +235,7 @@ def test_a_scorer_that_scores_its_known_image_wrong_fails(tiny_sd3_dir: Path, tm
     fake_registry(monkeypatch, quoter=Quoter(value=0.25), jpeg_incompressibility=Quoter("jpeg_incompressibility"))
     row = named(run_checks(recipe_checks(config, []), QUIET, PATIENCE), "reward quoter")
     assert row.status is Status.FAIL and "scored its known image 0.2500, expected 1.0000" in row.found
-    card = RewardCard(name="quoter", description="d", range="0..1", source="s", licence="l")
+    card = RewardCard(name="quoter", description="d", range="0..1", source="s", licence="l", needs="nothing")
     unused = only(run_checks(optional_checks([card]), QUIET, PATIENCE))
     assert unused.status is Status.WARN and "expected 1.0000" in unused.found  # no run stops for it
 
@@ -252,7 +255,7 @@ def test_the_command_exits_with_0_when_nothing_fails_and_names_a_mistyped_key_wi
 
 
 def test_the_built_in_recipes_prompts_carry_what_their_rewards_need() -> None:
-    for name in ("tiny-geneval", "tiny-demo"):
+    for name in ("tiny-geneval", "tiny-demo", "tiny-multi"):
         rows = run_checks([check for check in recipe_checks(load_config(name, []), []) if check.what != "model"], QUIET, PATIENCE)
         assert not has_failed(rows), [row for row in rows if row.status is Status.FAIL]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from common.config import parse, read_toml
 from common.errors import ConfigError, UserError
@@ -14,7 +14,7 @@ from common.prompts import check_prompts, read_prompts
 from deploy.config import recipe_names, recipe_path, shipped_path
 from deploy.geneval_prompts import geneval_line, make_prompts, split_prompts
 from deploy.reward_card import find_card, render_card
-from reward_servers.cards import NO_MODEL, RewardCard
+from reward_servers.cards import RewardCard
 from reward_servers.registry import list_scorers, make_scorer
 from reward_servers.testing import test_scorer
 from reward_servers.wire.http_server import serve
@@ -48,7 +48,7 @@ def recipes_cp(name: NameArgument, to: Annotated[Path | None, typer.Argument(hel
 
 def reward_ls() -> None:
     """List the rewards."""
-    table = Table("reward", "raw range", "needs", "what it measures")
+    table = Table(Column("reward", no_wrap=True), "raw range", Column("needs", min_width=9), "what it measures")
     for card in list_scorers():
         table.add_row(card.name, card.range, needs(card), card.description)
     Console().print(table)
@@ -61,7 +61,7 @@ def needs(card: RewardCard) -> str:
     """What a reward needs besides flowfleet, in a few words."""
     parts = [f"extra {card.extra}"] if card.extra else []
     if not card.is_self_contained:
-        parts.append("a server" if card.model == NO_MODEL or "option model" in card.model or "server" in card.model else "a model")
+        parts.append(f"a {card.needs}")
     return ", ".join(parts) or "nothing"
 
 

@@ -58,6 +58,7 @@ def make_deqa(
 
 CARD: Final = RewardCard(
     name="deqa",
+    needs="server",
     description="DeQA-Score of image quality, from a server of the open protocol; options url, reward, token_file",
     range="1..5",
     source="DeQA-Score (arXiv:2501.11561)",

@@ -65,7 +65,7 @@ CARD: Final = RewardCard(
     range="0..1",
     source="flowfleet",
     licence="none needed",
-    is_self_contained=True,
+    needs="nothing",
     preprocessing="means of 8 x 8 blocks a color channel (option num_blocks), in [0, 1]",
 )
 ENTRY: Final = RewardEntry(card=CARD, make=make_diversity)

@@ -90,7 +90,7 @@ def _entry(rule: str, score_range: str, source: str, description: str) -> Reward
         model=NO_MODEL, preprocessing="by the detector (option detector: shapes, mask2former, owlv2, grounding_dino)",
         memory="141 MiB with shapes, AMD EPYC", speed="740 to 790 images/s of 64x64 a core with shapes, AMD EPYC",
         verified="definition tested on fixtures; the detector shapes on rendered scenes, the others are not verified with real weights",
-        is_self_contained=True,
+        needs="nothing",
     )  # fmt: skip
     return RewardEntry(card=card, make=partial(make_geneval, rule))
 

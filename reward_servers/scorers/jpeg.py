@@ -71,7 +71,7 @@ ENTRIES: Final = tuple(
     RewardEntry(
         card=RewardCard(
             name=name, range=score_range, source=source, licence="none needed", description=description, preprocessing="JPEG at quality 95",
-            memory="121 MiB, AMD EPYC", speed="19,000 images/s of 64x64 a core, AMD EPYC", is_self_contained=True,
+            memory="121 MiB, AMD EPYC", speed="19,000 images/s of 64x64 a core, AMD EPYC", needs="nothing",
         ),
         make=make,
     )

@@ -47,7 +47,7 @@ def _entry(name: str, *, source: str, licence: str, description: str) -> RewardE
     card = RewardCard(
         name=name, description=description, range="0..1", source=source, licence=licence, model=_RAPID_MODELS, revision="of the wheel",
         preprocessing="shorter side enlarged to 192, BGR, no angle classifier", memory="273 MiB, AMD EPYC", speed="26 images/s of 64x64 a core, AMD EPYC",
-        verified="rapidocr with its real models; paddleocr's class on local models by `make lane-paddleocr`", extra="ocr", is_self_contained=True,
+        verified="rapidocr with its real models; paddleocr's class on local models by `make lane-paddleocr`", extra="ocr", needs="nothing",
     )  # fmt: skip
     return RewardEntry(card=card, make=partial(make_ocr, name))
 

@@ -80,6 +80,7 @@ def make_unified_reward(
 
 CARD: Final = RewardCard(
     name="unified_reward",
+    needs="server",
     description="UnifiedReward's pointwise score of agreement and quality; options url, model, instruction",
     range="1..5",
     source="UnifiedReward (arXiv:2503.05236); instruction wording our own unless given, see the class",

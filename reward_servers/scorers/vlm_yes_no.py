@@ -95,6 +95,7 @@ def make_vlm_yes_no(
 
 CARD: Final = RewardCard(
     name="vlm_yes_no",
+    needs="server",
     description="a vision-language model's P(yes) / (P(yes) + P(no)) to a question about image and prompt; options url, model, question",
     range="0..1",
     source="the measure of VQAScore (arXiv:2404.01291) with a question of our own, over an OpenAI-compatible API",

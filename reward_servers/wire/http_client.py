@@ -147,6 +147,7 @@ def make_http(
 
 CARD: Final = RewardCard(
     name="http",
+    needs="server",
     description="any reward behind the open protocol; options url, reward, token_file, timeout_s, retries, pixel_format",
     range="the served reward's",
     source="flowfleet, docs/reward-protocol.md",
