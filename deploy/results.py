@@ -14,7 +14,7 @@ from rich.console import Console
 
 from common.store.audit import audit
 from common.store.run_store import RunStore
-from deploy.config import PROJECT, load_config
+from deploy.config import PROJECT, load_config, recipe_names
 from deploy.options import StartOptions
 from deploy.report.reader import read_history
 from deploy.session import run_session
@@ -72,25 +72,32 @@ def run(
 
 @app.command("draw")
 def draw() -> None:
-    """Redraw docs/results/curves.svg from the raw files."""
-    files = sorted(RESULTS.glob("*-s*.json"))
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    """Redraw docs/results/curves.svg from the raw files of the shipped recipes; other variants stand in the tables only."""
+    files = [path for path in sorted(RESULTS.glob("*-s[0-9].json")) if label_of(path) in recipe_names()]
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    labels = sorted({path.stem.rpartition("-s")[0] for path in files})
-    for path, facts in zip(files, runs, strict=True):
-        label = path.stem.rpartition("-s")[0]
-        for reward in facts["evaluations"][0]["rewards"]:
-            minutes = [point["seconds"] / 60 for point in facts["evaluations"]]
-            means = [point["rewards"][reward]["mean"] for point in facts["evaluations"]]
-            axes.plot(minutes, means, marker="o", markersize=3, color=f"C{labels.index(label)}", label=f"{path.stem}: {reward}")
+    lines: dict[str, str] = {}  # what a line shows -> its color; seeds share one
+    for path in files:
+        points = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        for reward in points[0]["rewards"]:
+            name = f"{label_of(path)}: {reward}"
+            is_first = name not in lines
+            color = lines.setdefault(name, f"C{len(lines)}")
+            minutes = [point["seconds"] / 60 for point in points]
+            means = [point["rewards"][reward]["mean"] for point in points]
+            axes.plot(minutes, means, marker="o", markersize=3, color=color, label=name if is_first else None)
     axes.set_xlabel("minutes of training, 2 CPU cores")
     axes.set_ylabel("frozen evaluation")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
     figure.savefig(RESULTS / "curves.svg")
     Console().print(f"drew {RESULTS / 'curves.svg'} from {len(files)} runs")
+
+
+def label_of(path: Path) -> str:
+    """The recipe, or its variant's name, of a raw file <label>-s<seed>.json."""
+    return path.stem.rpartition("-s")[0]
 
 
 if __name__ == "__main__":
