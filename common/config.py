@@ -34,6 +34,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: {path} is not TOML: {error}; mend that line") from error
 
 
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Parse the JSON object of a command-line option. Raises ConfigError."""
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{option} is not JSON ({error}); write an object, for instance \'{{"detector": "shapes"}}\'') from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{option} is a {type(table).__name__}; write a JSON object")
+    return table
+
+
 def apply_sets(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return the tables with `key.path=value` assignments applied; values are TOML (bare words are strings).
 

@@ -5,32 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.types import Prompt
 from reward_servers.detection import Detection, own_color
 from reward_servers.scorers.geneval import GenEval, check_metadata
 from reward_servers.scorers.geneval_rules import kept_detections, relations_of
+from tests.geneval_detectors import FixedDetector
 
 BLANK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 NAMES = ("geneval_strict", "geneval_dense", "geneval_dense_flowgrpo")
-
-
-class FixedDetector:
-    """Finds the same objects in every image."""
-
-    name = "fixed"
-    version = "0"
-    labels: tuple[str, ...] = ()
-    colors: tuple[str, ...] = ()
-
-    def __init__(self, detections: Sequence[Detection]) -> None:
-        self._detections = list(detections)
-
-    def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        """Return the fixed objects."""
-        return self._detections
 
 
 def thing(label: str, x: float = 0, y: float = 0, *, confidence: float = 0.95, color: str | None = None, side: float = 10) -> Detection:

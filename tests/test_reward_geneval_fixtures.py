@@ -16,25 +16,10 @@ from reward_servers.scorers.base import HasKnownCase
 from reward_servers.scorers.geneval import RULES, DetectedGenEval, GenEval
 from reward_servers.scorers.geneval_entries import ENTRIES, make_geneval
 from reward_servers.scorers.geneval_rules import TASKS
+from tests.geneval_detectors import FixedDetector
 
 BLANK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 Box = tuple[float, float, float, float]
-
-
-class FixedDetector:
-    """Finds the same objects in every image."""
-
-    name = "fixed"
-    version = "0"
-    labels: tuple[str, ...] = ()
-    colors: tuple[str, ...] = ()
-
-    def __init__(self, detections: Sequence[Detection]) -> None:
-        self._detections = list(detections)
-
-    def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        """Return the fixed objects."""
-        return self._detections
 
 
 class AskedDetector(FixedDetector):

@@ -1,15 +1,14 @@
 """`flowfleet recipes ls|show|cp`, `flowfleet reward ls|show|test|serve`, `flowfleet prompts make`."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from common.config import parse, read_toml
-from common.errors import ConfigError, UserError
+from common.config import json_object, parse, read_toml
+from common.errors import UserError
 from common.prompts import check_prompts, read_prompts
 from deploy.config import recipe_names, recipe_path, shipped_path
 from deploy.geneval_prompts import geneval_line, make_prompts, split_prompts
@@ -131,17 +130,6 @@ def prompts_make(
 
 def _prompts() -> None:
     """Prompt files."""
-
-
-def json_object(option: str, text: str) -> dict[str, Any]:
-    """Parse an option's JSON object. Raises ConfigError."""
-    try:
-        table = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f'{option} is not JSON ({error}); write an object, for instance \'{{"detector": "shapes"}}\'') from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"{option} is a {type(table).__name__}; write a JSON object")
-    return table
 
 
 def register(app: typer.Typer, recipes_app: typer.Typer, reward_app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from common.config import parse
+from common.config import json_object, parse
 from common.errors import ConfigError, FlowfleetError
 from common.logs import configure_logging
 from common.protocols import Scorer
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.watch_stdin:
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     try:
-        settings = parse(ServeSettings, _table("--settings", given.settings), "--settings")
-        scorer = load_scorer(given.name, _table("--options", given.options))
+        settings = parse(ServeSettings, json_object("--settings", given.settings), "--settings")
+        scorer = load_scorer(given.name, json_object("--options", given.options))
         serve(scorer, settings, announce=lambda port: say({"port": port, "name": scorer.name, "version": scorer.version}))
     except FlowfleetError as error:
         say({"error": str(error)})
@@ -67,16 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say({"error": f"reward {given.name} cannot be served: {type(error).__name__}: {error}"})
         return 1
     return 0
-
-
-def _table(option: str, text: str) -> dict[str, Any]:
-    try:
-        table = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{option} is not JSON ({error}); write an object") from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"{option} is a {type(table).__name__}; write a JSON object")
-    return table
 
 
 def _announcer() -> Callable[[Mapping[str, Any]], None]:
