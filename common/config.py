@@ -94,8 +94,12 @@ def parse(model: type[ModelT], tables: Mapping[str, Any], source: str) -> ModelT
     try:
         return model.model_validate(dict(tables))
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
-        raise ConfigError(f"config: {source}: " + "; ".join(lines)) from None
+        raise ConfigError(f"config: {source}: " + "; ".join(explain_errors(model, error))) from None
+
+
+def explain_errors(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """Return a line for each wrong key of a model: the rule, and for an unknown key the nearest valid one."""
+    return [_explain(model, item) for item in error.errors()]
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

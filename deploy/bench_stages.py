@@ -68,12 +68,13 @@ def prepare(settings: BenchSettings) -> None:
 
 def _commit_groups(store: RunStore, config: RunConfig, prompts: Sequence[Prompt], first: int) -> None:
     from common.policy.load import load_policy
-    from deploy.compose import keeps_negative
     from rollout_workers.media import decode_media
     from rollout_workers.studio import Studio
 
     policy = load_policy(config.model)
-    studio = Studio(policy, config.rollout, config.evaluation, run="bench", run_seed=config.run.seed, keeps_negative=keeps_negative(config))
+    studio = Studio(
+        policy, config.rollout, config.evaluation, run="bench", run_seed=config.run.seed, keeps_negative=config.learner.objective.guides
+    )
     for offset, prompt in enumerate(prompts):
         work = studio.sample(_lease(prompt, first + offset, config.rollout.snapshot))
         assert work.group is not None, "a TRAIN lease gives a group"

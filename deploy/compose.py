@@ -17,7 +17,6 @@ from deploy.config import RunConfig, shipped_path
 from deploy.fakes import FakeEngines
 from deploy.gates import PromptSets
 from learner.build import LearnerSettings
-from learner.config import NftConfig
 from reward_servers.build import ServerSettings
 from reward_servers.config import RewardConfig
 from rollout_workers.build import WorkerSettings
@@ -60,7 +59,7 @@ def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation:
         workers=tuple(
             WorkerSettings(
                 slot=f"rollout.{index}", store_url=store_url, run=config.run.name, run_seed=config.run.seed, model=model,
-                rollout=config.rollout, evaluation=config.evaluation, keeps_negative=keeps_negative(config),
+                rollout=config.rollout, evaluation=config.evaluation, keeps_negative=config.learner.objective.guides,
                 fake=fakes.rollout if fakes else None,
             )
             for index in range(config.rollout.num_workers)
@@ -104,12 +103,6 @@ def server_gpus(config: RunConfig, reward: RewardConfig) -> float:
 def resolved_model(model: ModelConfig) -> ModelConfig:
     """The model section with its path found from the project's root where it is a shipped one."""
     return model.model_copy(update={"path": str(shipped_path(model.path))})
-
-
-def keeps_negative(config: RunConfig) -> bool:
-    """Whether the objective guides a model that sampling does not guide."""
-    objective = config.learner.objective
-    return isinstance(objective, NftConfig) and objective.kl_beta > 0 and objective.kl_guidance > 1
 
 
 def coordinator_builder(parts: RunParts, *, store_patience_s: float = 0.0) -> Callable[[], Coordinator]:
@@ -156,5 +149,5 @@ def single_worker(parts: RunParts) -> WorkerSettings:
     return WorkerSettings(
         slot="rollout.0", store_url=parts.store_url, run=parts.config.run.name, run_seed=parts.config.run.seed,
         model=parts.learner.model, rollout=parts.config.rollout, evaluation=parts.config.evaluation,
-        keeps_negative=keeps_negative(parts.config), fake=parts.fakes.rollout if parts.fakes else None,
+        keeps_negative=parts.config.learner.objective.guides, fake=parts.fakes.rollout if parts.fakes else None,
     )  # fmt: skip

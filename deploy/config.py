@@ -10,12 +10,15 @@ from common.errors import ConfigError
 from common.policy.config import ModelConfig
 from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
 from deploy.autoscale import AutoscaleSection
-from learner.config import GrpoConfig, LearnerConfig, NftConfig, num_probe_sigmas
+from learner.config import LearnerConfig
+from learner.objectives.settings import RunFacts
 from reward_servers.config import RewardConfig
 from rollout_workers.config import RolloutConfig
+from rollout_workers.windows import make_window_plan
 
 RECIPES = Path(__file__).parent / "recipes"
 PROJECT = Path(__file__).parent.parent
+COMMON_SNAPSHOTS = ("live", "ema")  # those that every learner keeps
 
 
 class RunSection(StrictModel):
@@ -97,53 +100,38 @@ def _rewards(config: RunConfig) -> list[str]:
 
 
 def _sampler_and_objective(config: RunConfig) -> list[str]:
-    rollout, objective = config.rollout, config.learner.objective
-    problems = []
-    window = rollout.window
-    if window.kind in ("first", "random") and window.size > (window.stop or rollout.num_steps) - (
-        window.start if window.kind == "random" else 0
-    ):
-        problems.append(f"rollout.window.size={window.size} does not fit its range of the {rollout.num_steps} steps; shorten it")
-    if window.stop is not None and window.stop > rollout.num_steps:
-        problems.append(f"rollout.window.stop={window.stop} lies past rollout.num_steps={rollout.num_steps}; lower it")
-    if isinstance(objective, GrpoConfig):
-        if rollout.kernel == "ode" or window.kind == "none":
-            problems.append(
-                "objective grpo trains on stochastic steps, and rollout.kernel='ode' or window.kind='none' makes none; choose flow_sde with a window, or objective nft"
-            )
-        if rollout.noise_level == 0:
-            problems.append("objective grpo needs rollout.noise_level > 0; the published value for flow_sde is 0.7")
-        if rollout.kernel == "cps" and _reaches_last(config):
-            problems.append(
-                "the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it"
-            )
-        if rollout.kernel == "cps" and objective.kl_beta > 0:
-            problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
-        if rollout.snapshot == "behavior":
-            problems.append("objective grpo keeps no behavior snapshot; set rollout.snapshot='live'")
-    if isinstance(objective, NftConfig):
-        if rollout.snapshot != "behavior":
-            problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
-        if objective.kl_guidance > 1 and objective.kl_beta == 0:
-            problems.append(
-                f"learner.objective.kl_guidance={objective.kl_guidance:g} guides a KL whose weight is 0; set kl_beta, or leave it out"
-            )
-        num_sigmas = num_probe_sigmas(rollout.num_steps, objective.timestep_fraction)
-        if objective.timesteps_per_sample > num_sigmas:
-            problems.append(
-                f"learner.objective.timesteps_per_sample={objective.timesteps_per_sample} exceeds the {num_sigmas} sigmas to draw from "
-                f"(rollout.num_steps={rollout.num_steps} x timestep_fraction={objective.timestep_fraction:g}); lower it"
-            )
-    return problems
+    try:
+        facts = run_facts(config)
+    except ConfigError as error:
+        return [str(error)]
+    return [*config.learner.objective.problems(facts), *_snapshots(config)]
 
 
-def _reaches_last(config: RunConfig) -> bool:
-    window, last = config.rollout.window, config.rollout.num_steps
-    if window.kind == "all":
-        return True
-    if window.kind == "first":
-        return window.size >= last
-    return window.kind == "random" and (window.stop or last) >= last
+def _snapshots(config: RunConfig) -> list[str]:
+    objective = config.learner.objective
+    kept = [*COMMON_SNAPSHOTS, *objective.make("behavior").needs.snapshots]
+    return [
+        f"{key}={name!r}, and objective {objective.name} keeps {', '.join(kept)}; name one of them"
+        for key, name in (("rollout.snapshot", config.rollout.snapshot), ("evaluation.snapshot", config.evaluation.snapshot))
+        if name not in kept
+    ]
+
+
+def run_facts(config: RunConfig) -> RunFacts:
+    """What the objective must agree with.
+
+    Raises:
+        ConfigError: the window does not fit the steps.
+    """
+    rollout, learner, model = config.rollout, config.learner, config.model
+    window = make_window_plan(rollout.window, rollout.num_steps, config.run.seed)
+    exact = model.device == "cpu" and model.dtype == "float32"  # the same bits in any batch: stored log-probs serve as the anchor
+    return RunFacts(
+        kernel=rollout.kernel, noise_level=rollout.noise_level, num_steps=rollout.num_steps, window=window.reach,
+        window_size=window.size, guidance_scale=rollout.guidance_scale, snapshot=rollout.snapshot, shared_init=rollout.shared_init,
+        group_size=rollout.group_size, micro_batch=learner.micro_batch, optimizer_steps=learner.optimizer_steps,
+        advantage=learner.advantage.kind, recomputes=learner.anchor == "recompute" or (learner.anchor == "auto" and not exact),
+    )  # fmt: skip
 
 
 def recipe_path(name_or_file: str) -> Path:

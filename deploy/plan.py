@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-from deploy.config import RunConfig
-from learner.config import GrpoConfig, NftConfig
+from deploy.config import RunConfig, run_facts
 
 BYTES_PER_FLOAT = 4
 WEBP_BYTES_PER_PIXEL = 1.1  # lossless, of small synthetic pictures and photographs alike: an upper estimate
 LATENT_CHANNELS = 16
 VAE_FACTOR = 8
-BACKWARD_FORWARDS = 3.0  # a trained forward with its backward costs about three forwards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +29,10 @@ class Plan:
         return self.learning_forwards / self.sampling_forwards
 
 
-def window_size(config: RunConfig) -> int:
-    """W of the configured window."""
-    window, steps = config.rollout.window, config.rollout.num_steps
-    return {"none": 0, "all": steps, "drop_last": steps - 1, "first": window.size, "random": window.size}[window.kind]
-
-
 def make_plan(config: RunConfig) -> Plan:
     """Derive the plan from the configuration alone; starts nothing."""
-    guided = 2 if config.rollout.guidance_scale > 1 else 1
-    window = window_size(config)
+    facts = run_facts(config)
+    window = facts.window_size
     latent = LATENT_CHANNELS * (config.model.height // VAE_FACTOR) * (config.model.width // VAE_FACTOR)
     kept_latents = window + 1 if window else 0
     sample_bytes = latent * (kept_latents + 1) * BYTES_PER_FLOAT + int(config.model.height * config.model.width * WEBP_BYTES_PER_PIXEL)
@@ -50,28 +42,12 @@ def make_plan(config: RunConfig) -> Plan:
         images=images,
         minibatch_samples=images // config.learner.optimizer_steps,
         window=window,
-        sampling_forwards=config.rollout.num_steps * guided,
-        learning_forwards=_learning_forwards(config, window, guided),
+        sampling_forwards=config.rollout.num_steps * facts.guided,
+        learning_forwards=config.learner.objective.forwards(facts),
         group_bytes=group_bytes,
         update_bytes=group_bytes * config.learner.groups_per_update,
         total_bytes=group_bytes * config.learner.groups_per_update * config.schedule.num_updates,
     )
-
-
-def _learning_forwards(config: RunConfig, window: int, guided: int) -> float:
-    objective = config.learner.objective
-    if isinstance(objective, NftConfig):
-        reference = (2.0 if objective.kl_guidance > 1 else 1.0) if objective.kl_beta > 0 else 0.0
-        return objective.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + reference)
-    assert isinstance(objective, GrpoConfig)
-    reference = float(guided) if objective.kl_beta > 0 else 0.0
-    recompute = float(guided) if config.learner.anchor == "recompute" or (config.learner.anchor == "auto" and not _exact(config)) else 0.0
-    unconditional = (1.0 if objective.detach_uncond else BACKWARD_FORWARDS) if guided == 2 else 0.0
-    return window * (BACKWARD_FORWARDS + unconditional + reference + recompute)
-
-
-def _exact(config: RunConfig) -> bool:
-    return config.model.device == "cpu" and config.model.dtype == "float32"
 
 
 def describe(config: RunConfig, *, local: bool) -> list[str]:

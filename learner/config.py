@@ -1,42 +1,16 @@
 """How a batch of groups becomes a new policy version."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from common.config import StrictModel
+from learner.objectives.registry import parse_objective
+from learner.objectives.settings import ObjectiveSettings
 
 
-class GrpoConfig(StrictModel):
-    """Flow-GRPO's clipped objective (arXiv 2505.05470)."""
-
-    name: Literal["grpo"] = "grpo"
-    clip_range: float = Field(1e-4, gt=0)  # on ratios of mean log-probs
-    kl_beta: float = Field(0.0, ge=0)
-    kl_convention: Literal["flow_grpo", "exact"] = "flow_grpo"  # flow_grpo divides by 2 s^2 only, exact by 2 s^2 |dt|
-    detach_uncond: bool = True
-
-
-class NftConfig(StrictModel):
-    """DiffusionNFT (arXiv 2509.16117)."""
-
-    name: Literal["nft"] = "nft"
-    beta: float = Field(1.0, gt=0)
-    kl_beta: float = Field(1e-4, ge=0)  # velocity MSE to the base
-    kl_guidance: float = Field(
-        1.0, ge=1
-    )  # guidance of that base: above 1 the KL distils it (CRD, arXiv 2603.14128); sampling stays as it is
-    timesteps_per_sample: int = Field(2, ge=1)  # of the sampler's grid, drawn without replacement
-    timestep_fraction: float = Field(1.0, gt=0, le=1)  # the grid's first part (high noise) that they are drawn from
-    decay: Literal["on_policy", "linear", "delayed"] = "linear"  # of the behavior snapshot: the paper's types 0, 1, 2
-
-
-def num_probe_sigmas(num_steps: int, timestep_fraction: float) -> int:
-    """How many of the sampler's sigmas, from high noise, nft draws from."""
-    return max(1, round(timestep_fraction * num_steps))
-
-
-ObjectiveConfig = Annotated[GrpoConfig | NftConfig, Field(discriminator="name")]
+def _grpo() -> Any:
+    return {"name": "grpo"}
 
 
 class AdvantageConfig(StrictModel):
@@ -57,7 +31,7 @@ class LearnerConfig(StrictModel):
     num_threads: int = Field(1, ge=1)
     num_ranks: int = Field(1, ge=1)  # processes that share each optimizer step by whole groups; speed only; (P / M) % num_ranks == 0
     rank_timeout_s: float = Field(600.0, gt=0)  # for any word between ranks: a rank that is silent for longer is lost
-    objective: ObjectiveConfig = GrpoConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(parse_objective)] = Field(default_factory=_grpo)
     advantage: AdvantageConfig = AdvantageConfig()
     anchor: Literal["auto", "recompute", "behavior"] = "auto"  # auto: behavior on CPU float32, recompute elsewhere
     learning_rate: float = Field(3e-4, gt=0)

@@ -11,7 +11,6 @@ from learner.advantages import AdvantageBatch, make_estimator
 from learner.config import LearnerConfig
 from learner.gates import RATIO_TOLERANCE, StartGates
 from learner.metrics import Tally
-from learner.objectives.registry import make_objective
 from learner.ranks import check_agreement
 from learner.snapshots import Moment
 from learner.update import Learner, UpdateResult
@@ -29,7 +28,7 @@ class FakeLearner(Learner):
     ) -> None:  # fmt: skip
         """See Learner. pause: spends the seconds."""
         super().__init__(
-            policy, config, make_objective(config.objective, "behavior"), make_estimator(config.advantage), weights=weights,
+            policy, config, config.objective.make("behavior"), make_estimator(config.advantage), weights=weights,
             run_seed=run_seed, gates=StartGates(micro_batch=config.micro_batch, ratio_tolerance=RATIO_TOLERANCE),
         )  # fmt: skip
         self._seconds, self._pause = seconds, pause

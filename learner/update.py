@@ -19,7 +19,7 @@ from learner.gates import RATIO_TOLERANCE, StartGates
 from learner.metrics import Tally
 from learner.minibatches import SampleRef, UpdateInput, check_groups, collate, plan_minibatches
 from learner.objectives.base import LossContext, MicroBatch, Needs, Objective
-from learner.objectives.registry import Anchor, make_objective
+from learner.objectives.settings import Anchor
 from learner.ranks import Ranks, SoloRanks, check_agreement
 from learner.snapshots import LIVE, Moment, Snapshots, ema_rule
 
@@ -232,7 +232,7 @@ def make_learner(
         weights: train reward -> weight.
         base_dtype: of the frozen base (model.dtype); decides the anchor "auto".
     """
-    objective = make_objective(config.objective, resolve_anchor(config.anchor, policy.device, base_dtype))
+    objective = config.objective.make(resolve_anchor(config.anchor, policy.device, base_dtype))
     parity = objective.needs.parity_tolerance
     tolerance = RATIO_TOLERANCE if base_dtype == "float32" or parity is None else max(parity, RATIO_TOLERANCE)
     gates = StartGates(micro_batch=config.micro_batch, ratio_tolerance=tolerance)

@@ -29,4 +29,4 @@ class RolloutConfig(StrictModel):
     window: WindowConfig = WindowConfig()
     shared_init: bool = False  # one initial noise a group
     micro_batch: int = Field(16, ge=1)  # samples a forward; changes bits, so it is a key
-    snapshot: Literal["live", "behavior", "ema"] = "live"  # which weights sample
+    snapshot: str = "live"  # which weights sample: live, ema, or one that the objective keeps (nft: behavior)

@@ -1,12 +1,14 @@
 """Which denoising steps are stochastic: one choice for every group of a round, computed anywhere from the same numbers."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import ConfigError
-from common.flow.kernels import TransitionKernel
 from common.seeding import derive_seed
 from rollout_workers.config import WindowConfig
+
+if TYPE_CHECKING:
+    from common.flow.kernels import TransitionKernel
 
 
 class WindowPlan(Protocol):
@@ -15,6 +17,11 @@ class WindowPlan(Protocol):
     @property
     def reach(self) -> frozenset[int]:
         """Every step that some round's window may hold."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """W: the most steps that a round's window holds."""
         ...
 
     def steps(self, window_round: int) -> tuple[int, ...]:
@@ -32,6 +39,11 @@ class FixedWindow:
     def reach(self) -> frozenset[int]:
         """The steps themselves."""
         return frozenset(self.indices)
+
+    @property
+    def size(self) -> int:
+        """All of them."""
+        return len(self.indices)
 
     def steps(self, window_round: int) -> tuple[int, ...]:
         """Return the steps, whatever the round."""
@@ -85,7 +97,7 @@ def make_window_plan(config: WindowConfig, num_steps: int, run_seed: int) -> Win
     return FixedWindow(indices=tuple(range(count)))
 
 
-def check_window(plan: WindowPlan, kernel: TransitionKernel, num_steps: int) -> None:
+def check_window(plan: WindowPlan, kernel: "TransitionKernel", num_steps: int) -> None:
     """Refuse a window over steps of which the kernel has no log-prob.
 
     Raises:

@@ -22,8 +22,10 @@ from common.policy.load import load_policy
 from common.store.run_store import RunStore
 from common.types import Manifest, Publication, RolloutGroup, Stop, Wait
 from learner.archive import RunArchive
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
 from learner.loop import follower_loop, learner_loop
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.publishing import Publisher
 from learner.ranks import RankLost, RankPlace, Ranks, TorchRanks
 from learner.state import StateArchive

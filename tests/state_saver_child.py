@@ -11,7 +11,8 @@ import sys
 import time
 
 from common.store.run_store import RunStore
-from learner.config import GrpoConfig, LearnerConfig
+from learner.config import LearnerConfig
+from learner.objectives.grpo import GrpoConfig
 from learner.state import StateArchive
 from learner.update import Learner, make_learner
 from tests.learner_policies import linear_policy

@@ -9,9 +9,11 @@ import torch
 
 from common.errors import GateError
 from common.types import Manifest, RolloutGroup
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
 from learner.gates import check_kl_is_zero, check_parity, check_ratio, measure_parity
 from learner.objectives.base import Needs
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.update import Learner, make_learner
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import StubPolicy, linear_policy

@@ -18,10 +18,12 @@ from common.store.run_store import RunStore
 from common.types import Drop, Wait
 from learner.advantages import GroupStd
 from learner.archive import RunArchive
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
 from learner.history import encode_history
 from learner.loop import learner_loop
 from learner.metrics import metrics_record, reward_summary
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.publishing import Publisher
 from learner.state import RunFiles
 from learner.update import Learner, make_learner

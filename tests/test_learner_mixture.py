@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from common.types import SamplerSpec
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.update import Learner, make_learner
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import circle_modes, mixture_policy

@@ -11,12 +11,11 @@ import torch
 from common.flow.kernels import make_kernel
 from common.policy.base import Policy
 from learner.advantages import GroupStd
-from learner.config import GrpoConfig, NftConfig
 from learner.minibatches import SampleRef, UpdateInput, collate
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Objective
-from learner.objectives.grpo import Grpo, LogProbAnchor, clipped_loss
-from learner.objectives.nft import DECAYS, Nft, clean_error, draw_probes, implicit_velocities
-from learner.objectives.registry import make_objective
+from learner.objectives.grpo import Grpo, GrpoConfig, LogProbAnchor, clipped_loss
+from learner.objectives.nft import DECAYS, Nft, NftConfig, clean_error, implicit_velocities
+from learner.objectives.probes import draw_probes
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import StubPolicy, linear_policy
 
@@ -313,6 +312,6 @@ def test_behavior_decays_are_the_papers_types() -> None:
 
 
 def test_the_registry_builds_what_the_config_names() -> None:
-    assert make_objective(GrpoConfig(clip_range=0.5), "behavior") == Grpo(config=GrpoConfig(clip_range=0.5), anchor="behavior")
-    assert make_objective(NftConfig(), "recompute") == Nft(config=NftConfig())
+    assert GrpoConfig(clip_range=0.5).make("behavior") == Grpo(config=GrpoConfig(clip_range=0.5), anchor="behavior")
+    assert NftConfig().make("recompute") == Nft(config=NftConfig())
     assert make_kernel("cps", 0.7).has_log_prob

@@ -11,8 +11,9 @@ from common.errors import StallError, StoreError
 from common.store.run_store import RunStore
 from common.types import Manifest, Publication, Stop, Wait
 from learner.archive import RunArchive
-from learner.config import GrpoConfig, LearnerConfig
+from learner.config import LearnerConfig
 from learner.loop import learner_loop
+from learner.objectives.grpo import GrpoConfig
 from learner.publishing import Publisher
 from learner.update import make_learner
 from learner.writer import BackgroundWriter

@@ -10,7 +10,9 @@ import torch
 from common.policy.config import LoraConfig, ModelConfig
 from common.policy.load import load_policy
 from common.policy.sd3 import Sd3Policy
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.state import StateArchive
 from learner.update import make_learner
 from tests.learner_fakes import MemoryFiles, manifest_of, sample_groups, sampler_spec, score_by_latents

@@ -12,7 +12,8 @@ import torch
 
 from common.errors import CorruptFile
 from deploy.config import PROJECT
-from learner.config import GrpoConfig, NftConfig
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.state import StateArchive
 from tests.learner_fakes import MemoryFiles
 from tests.test_learner_update import OBJECTIVES, batch_with, flat, learner_of

@@ -10,8 +10,10 @@ import torch
 
 from common.errors import ConfigError, CorruptFile, GateError
 from common.types import Manifest, RolloutGroup
-from learner.config import GrpoConfig, LearnerConfig, NftConfig
+from learner.config import LearnerConfig
 from learner.minibatches import SampleRef, plan_minibatches
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.nft import NftConfig
 from learner.snapshots import Moment, SnapshotRule, Snapshots, ema_rule
 from learner.update import Learner, make_learner, resolve_anchor
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents

@@ -5,12 +5,41 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 
-from learner.config import GrpoConfig
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs, TrajectoryBlock
 from learner.objectives.replay import block_of, replay_log_probs, replay_of, replay_reference
+from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, trajectory_problems
 
 PARITY_SHARE = 0.2  # of the clip range: what |stored - recomputed log-prob| may take
+
+
+class GrpoConfig(ObjectiveSettings):
+    """Settings of Flow-GRPO's clipped objective (arXiv 2505.05470)."""
+
+    name: Literal["grpo"] = "grpo"
+    clip_range: float = Field(1e-4, gt=0)  # on ratios of mean log-probs
+    kl_beta: float = Field(0.0, ge=0)
+    kl_convention: Literal["flow_grpo", "exact"] = "flow_grpo"  # flow_grpo divides by 2 s^2 only, exact by 2 s^2 |dt|
+    detach_uncond: bool = True
+
+    def make(self, anchor: Anchor) -> "Grpo":
+        """The objective."""
+        return Grpo(config=self, anchor=anchor)
+
+    def problems(self, run: RunFacts) -> list[str]:
+        """Stochastic steps it needs; with cps no KL."""
+        problems = trajectory_problems(self.name, run)
+        if run.kernel == "cps" and self.kl_beta > 0:
+            problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
+        return problems
+
+    def forwards(self, run: RunFacts) -> float:
+        """W trained steps; guided ones cost the unconditional branch too, a KL a base forward, a recomputed anchor one more."""
+        reference = float(run.guided) if self.kl_beta > 0 else 0.0
+        recompute = float(run.guided) if run.recomputes else 0.0
+        unconditional = (1.0 if self.detach_uncond else BACKWARD_FORWARDS) if run.guided == 2 else 0.0
+        return run.window_size * (BACKWARD_FORWARDS + unconditional + reference + recompute)
 
 
 def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:

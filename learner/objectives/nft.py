@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
+from pydantic import Field
 
-from common.flow.noise import seeded_noise
 from common.policy.primitives import fm_errors
-from common.seeding import derive_seed
-from learner.config import NftConfig, num_probe_sigmas
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
+from learner.objectives.probes import Probes, draw_probes, probe_problems
+from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts
 from learner.snapshots import Moment, SnapshotRule
 
 BEHAVIOR = "behavior"
@@ -22,6 +22,43 @@ DECAYS: dict[str, Callable[[int], float]] = {
     "delayed": lambda n: min(max(0.0075 * (n - 75), 0.0), 0.999),
 }
 """The paper's decay types 0, 1 and 2 of the behavior policy: behavior <- d(n) behavior + (1 - d(n)) live after update n + 1."""
+
+
+class NftConfig(ObjectiveSettings):
+    """Settings of DiffusionNFT (arXiv 2509.16117)."""
+
+    name: Literal["nft"] = "nft"
+    beta: float = Field(1.0, gt=0)
+    kl_beta: float = Field(1e-4, ge=0)  # velocity MSE to the base
+    kl_guidance: float = Field(1.0, ge=1)  # of that base: above 1 the KL distils it (CRD, arXiv 2603.14128); sampling stays as it is
+    timesteps_per_sample: int = Field(2, ge=1)  # of the sampler's grid, drawn without replacement
+    timestep_fraction: float = Field(1.0, gt=0, le=1)  # the grid's first part (high noise) that they are drawn from
+    decay: Literal["on_policy", "linear", "delayed"] = "linear"  # of the behavior snapshot: the paper's types 0, 1, 2
+
+    def make(self, anchor: Anchor) -> "Nft":
+        """The objective."""
+        return Nft(config=self)
+
+    def problems(self, run: RunFacts) -> list[str]:
+        """Rollouts sample with its behavior snapshot; the sigmas are the grid's."""
+        problems = probe_problems(run.num_steps, self.timesteps_per_sample, self.timestep_fraction)
+        if run.snapshot != BEHAVIOR:
+            problems.append("objective nft samples with its behavior snapshot; set rollout.snapshot='behavior'")
+        if self.kl_guidance > 1 and self.kl_beta == 0:
+            problems.append(
+                f"learner.objective.kl_guidance={self.kl_guidance:g} guides a KL whose weight is 0; set kl_beta, or leave it out"
+            )
+        return problems
+
+    def forwards(self, run: RunFacts) -> float:
+        """A trained forward and one of the behavior snapshot a sigma; a KL adds the base's, twice where it is guided."""
+        reference = (2.0 if self.kl_guidance > 1 else 1.0) if self.kl_beta > 0 else 0.0
+        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + reference)
+
+    @property
+    def guides(self) -> bool:
+        """A KL to the guided base."""
+        return self.kl_beta > 0 and self.kl_guidance > 1
 
 
 def optimality(advantages: torch.Tensor, clip: float) -> torch.Tensor:
@@ -46,30 +83,6 @@ def clean_error(latents: torch.Tensor, sigma: torch.Tensor, velocity: torch.Tens
     residual = latents - sigma.view(-1, 1, 1, 1) * velocity - clean
     weight = residual.detach().double().abs().mean(dim=(1, 2, 3)).clamp(min=MIN_WEIGHT).to(residual.dtype)
     return residual.square().mean(dim=(1, 2, 3)) / weight
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probes:
-    """Where a micro-batch is noised: n sigmas a sample with a noise each."""
-
-    sigma: torch.Tensor  # [n, B]
-    noise: torch.Tensor  # [n, B, C, h, w]
-
-
-def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0) -> Probes:
-    """Draw each sample's sigmas and fresh noise from its probe seed alone.
-
-    Args:
-        count: sigmas a sample, without replacement.
-        fraction: of the sampler's own grid, counted from high noise, that they are drawn from.
-    """
-    num_sigmas = num_probe_sigmas(len(batch.grid), fraction)
-    sigmas, noises = [], []
-    for seed in batch.probe_seeds:
-        order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma"))).permutation(num_sigmas)
-        sigmas.append(batch.grid[torch.from_numpy(order[:count])])
-        noises.append(seeded_noise(derive_seed(seed, "noise"), (count, *batch.clean.shape[1:])))
-    return Probes(sigma=torch.stack(sigmas, dim=1).to(batch.clean), noise=torch.stack(noises, dim=1).to(batch.clean))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,46 @@
-"""Config -> Objective: the one place that knows the names."""
+"""Name -> the file that defines the objective: the one place that knows the names. A file, and torch with it, is imported when it is chosen."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
 
-from learner.config import ObjectiveConfig
-from learner.objectives.base import Objective
-from learner.objectives.grpo import Grpo
-from learner.objectives.nft import Nft
+from pydantic import ValidationError
 
-Anchor = Literal["recompute", "behavior"]
+from common.config import explain_errors
+from learner.objectives.settings import ObjectiveSettings
 
-OBJECTIVES: Mapping[str, Callable[[Any, Anchor], Objective[Any]]] = {
-    "grpo": lambda config, anchor: Grpo(config=config, anchor=anchor),
-    "nft": lambda config, anchor: Nft(config=config),
+OBJECTIVES: Mapping[str, str] = {
+    "grpo": "learner.objectives.grpo:GrpoConfig",
+    "nft": "learner.objectives.nft:NftConfig",
 }
+"""Name -> module:settings class."""
 
 
-def make_objective(config: ObjectiveConfig, anchor: Anchor) -> Objective[Any]:
-    """Return the objective that the config names, with its anchor resolved."""
-    return OBJECTIVES[config.name](config, anchor)
+def settings_type(name: str) -> type[ObjectiveSettings]:
+    """Return the settings class of an objective.
+
+    Raises:
+        ValueError: naming the objectives there are.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is unknown; choose one of {', '.join(sorted(OBJECTIVES))}")
+    module, _, attribute = OBJECTIVES[name].partition(":")
+    found: type[ObjectiveSettings] = getattr(import_module(module), attribute)
+    return found
+
+
+def parse_objective(value: Any) -> ObjectiveSettings:
+    """Read a [learner.objective] table: its `name` says which keys it has.
+
+    Raises:
+        ValueError: an unknown name or key, or a value that breaks its rule (pydantic adds where it stands).
+    """
+    if isinstance(value, ObjectiveSettings):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ValueError(f"an objective is a table with a name; choose one of {', '.join(sorted(OBJECTIVES))}")
+    model = settings_type(value["name"])
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise ValueError("; ".join(explain_errors(model, error))) from None
