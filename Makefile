@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves chaos clean
+.PHONY: lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -46,6 +46,10 @@ curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file 
 	$(PY) -m deploy.results run tiny-ocr --seeds 1,2,3 --minutes 12
 	$(PY) -m deploy.results run tiny-geneval-grpo --seeds 1 --minutes 45
 	$(PY) -m deploy.results draw
+
+compare-objectives: setup  ## every objective on tiny-geneval: about 7 hours on 2 cores; resumable, a raw file a run, then table and plot
+	$(PY) -m deploy.objective_runs run
+	$(PY) -m deploy.objective_runs draw
 
 chaos: setup  ## kill -9 thirty random processes of a real run, audit it, compare it bit by bit with one that nobody touched
 	rm -rf runs/chaos

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from common.config import StrictModel, apply_sets, parse, read_toml
+from common.config import StrictModel, apply_sets, parse
 from common.errors import ConfigError
 from common.policy.config import ModelConfig
 from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
 from deploy.autoscale import AutoscaleSection
+from deploy.extends import read_extended
 from learner.config import LearnerConfig
 from learner.objectives.settings import RunFacts
 from reward_servers.config import RewardConfig
@@ -151,6 +152,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml") if not path.stem.startswith("pretrain"))
 
 
+def read_recipe(name_or_file: str) -> dict[str, Any]:
+    """Return the tables of a recipe or file, over those of the shipped recipes that it extends. Raises ConfigError."""
+    return read_extended(recipe_path(name_or_file), recipe_path)
+
+
 def resolve(tables: dict[str, Any], assignments: list[str], source: str) -> RunConfig:
     """Apply --set assignments and validate; relative paths of shipped files are found from the checkout."""
     return parse(RunConfig, apply_sets(tables, assignments), source)
@@ -158,8 +164,7 @@ def resolve(tables: dict[str, Any], assignments: list[str], source: str) -> RunC
 
 def load_config(name_or_file: str, assignments: list[str]) -> RunConfig:
     """Return the resolved configuration of a recipe or file."""
-    path = recipe_path(name_or_file)
-    return resolve(read_toml(path), assignments, str(path))
+    return resolve(read_recipe(name_or_file), assignments, str(recipe_path(name_or_file)))
 
 
 def shipped_path(path: str) -> Path:

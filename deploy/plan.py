@@ -71,7 +71,7 @@ def describe(config: RunConfig, *, local: bool) -> list[str]:
             f"warning: {rollout.num_workers} rollout workers make images faster than one learner device takes them "
             f"(by about {plan.learner_per_rollout * rollout.num_workers:.1f}x): more of them cannot help"
         )
-    return lines
+    return [*lines, *(f"warning: {text}" for text in learner.objective.warnings(run_facts(config)))]
 
 
 def disk_gate(config: RunConfig) -> str | None:

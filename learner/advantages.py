@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError, CorruptFile
 from common.types import FloatArray, Manifest, ManifestGroup
+from learner.advantage_selection import Best, Ends, Pair, Selection
 from learner.config import AdvantageConfig
 
 BoolArray = NDArray[np.bool_]
@@ -22,7 +23,7 @@ class AdvantageBatch:
     """What the scores of one manifest say about each sample."""
 
     advantages: FloatArray  # [P, K]; 0 where masked; not clipped
-    mask: BoolArray  # [P, K]: kept, and of a group that is not flat: only these samples see a forward
+    mask: BoolArray  # [P, K]: kept, of a group that is not flat, and chosen where the estimator chooses: only these see a forward
     flat: BoolArray  # [P]: nothing to learn from the group's spread
     rewards: FloatArray  # [P, K] weighted sum of the raw train rewards; NaN where a sample is not kept
 
@@ -51,8 +52,21 @@ class AdvantageEstimator(Protocol):
         ...
 
 
+class Stateless:
+    """An estimator without a history across updates."""
+
+    __slots__ = ()
+
+    def read_state(self) -> dict[str, float]:
+        """No history."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """No history."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupStd:
+class GroupStd(Stateless):
     """A = (r - mean of the group) / (population std of the group + eps), over kept samples (Flow-GRPO, arXiv 2505.05470)."""
 
     eps: float
@@ -61,18 +75,11 @@ class GroupStd:
         """See AdvantageEstimator."""
         rewards, kept, flat = weigh_scores(manifest, weights)
         spread = np.array([_std(row[keep]) for row, keep in zip(rewards, kept, strict=True)])
-        return _center(rewards, kept, flat, spread + self.eps)
-
-    def read_state(self) -> dict[str, float]:
-        """No history."""
-        return {}
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """No history."""
+        return _batch(_center(rewards, kept) / (spread + self.eps)[:, None], rewards, kept, flat)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalStd:
+class GlobalStd(Stateless):
     """A = (r - mean of the group) / (population std of all kept samples of the manifest + eps), flat groups included
     (flow_grpo's `global_std`)."""  # fmt: skip
 
@@ -81,14 +88,37 @@ class GlobalStd:
     def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
         """See AdvantageEstimator."""
         rewards, kept, flat = weigh_scores(manifest, weights)
-        return _center(rewards, kept, flat, np.full(len(rewards), _std(rewards[kept]) + self.eps))
+        return _batch(_center(rewards, kept) / (_std(rewards[kept]) + self.eps), rewards, kept, flat)
 
-    def read_state(self) -> dict[str, float]:
-        """No history."""
-        return {}
 
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """No history."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centered(Stateless):
+    """A = r - mean of the group, over kept samples: in the reward's own units."""
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rewards, kept, flat = weigh_scores(manifest, weights)
+        return _batch(_center(rewards, kept), rewards, kept, flat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuperLinear(Stateless):
+    """A = S / (population std of all kept samples' S + eps) with S = sign(d) |d|^(1 + gamma), d = r - mean of the group.
+
+    Large differences weigh more than in proportion, and no group's spread is divided away (SLAS, arXiv 2605.10937). Experimental:
+    reconstructed from the abstract; that the batch's std is taken of S, which makes A free of the reward's scale, is our reading of its
+    "batch-level normalization". With gamma 0 it is d / (std of all d + eps). Advantages of a group do not sum to 0.
+    """
+
+    gamma: float
+    eps: float
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rewards, kept, flat = weigh_scores(manifest, weights)
+        differences = _center(rewards, kept)
+        shaped = np.sign(differences) * np.abs(differences) ** (1.0 + self.gamma)
+        return _batch(shaped / (_std(shaped[kept]) + self.eps), rewards, kept, flat)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +141,7 @@ class PerReward:
             if rows:
                 judged = replace(manifest, groups=tuple(manifest.groups[row] for row in rows))
                 total[rows] += weight * self.single.estimate(judged, {name: 1.0}).advantages
-        mask = kept & ~flat[:, None]
-        advantages = np.where(mask, total, 0.0).astype(np.float32)
-        return AdvantageBatch(advantages=advantages, mask=mask, flat=flat, rewards=rewards.astype(np.float32))
+        return _batch(total, rewards, kept, flat)
 
     def read_state(self) -> dict[str, float]:
         """That of the single reward's estimator."""
@@ -124,11 +152,54 @@ class PerReward:
         self.single.load_state(state)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """Some of each group's samples by the advantages of another estimator; the others are masked.
+
+    A group whose samples all rank alike, though one of its rewards differs (rewards that cancel), is flat: nothing says whom to choose.
+    """
+
+    ranked_by: AdvantageEstimator
+    selection: Selection
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        ranked = self.ranked_by.estimate(manifest, weights)
+        advantages, mask, flat = np.zeros_like(ranked.advantages), np.zeros_like(ranked.mask), ranked.flat.copy()
+        for group in np.flatnonzero(~flat):
+            row, eligible = ranked.advantages[group], ranked.mask[group]
+            flat[group] = np.ptp(row[eligible]) <= FLAT_SPREAD
+            if not flat[group]:
+                advantages[group], mask[group] = self.selection.choose(row, eligible)
+        return AdvantageBatch(advantages=np.where(mask, advantages, np.float32(0)), mask=mask, flat=flat, rewards=ranked.rewards)
+
+    def read_state(self) -> dict[str, float]:
+        """That of the ranking estimator."""
+        return self.ranked_by.read_state()
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """That of the ranking estimator."""
+        self.ranked_by.load_state(state)
+
+
 def make_estimator(config: AdvantageConfig) -> AdvantageEstimator:
-    """Return the estimator that the config names."""
-    kinds: dict[str, AdvantageEstimator] = {"group_std": GroupStd(eps=config.eps), "global_std": GlobalStd(eps=config.eps)}
-    chosen = kinds[config.kind]
-    return PerReward(single=chosen) if config.normalize == "per_reward" else chosen
+    """Return the estimator that the config names.
+
+    pair and best rank by the weighted sum of raw rewards or, with normalize = "per_reward", of rewards standardized in their group.
+    """
+    per_reward = config.normalize == "per_reward"
+    singles: dict[str, AdvantageEstimator] = {
+        "group_std": GroupStd(eps=config.eps),
+        "global_std": GlobalStd(eps=config.eps),
+        "none": Centered(),
+        "super_linear": SuperLinear(gamma=config.gamma, eps=config.eps),
+    }
+    selections: dict[str, Selection] = {"pair": Pair(), "best": Best()}
+    single = singles[config.kind if config.kind in singles else ("group_std" if per_reward else "none")]
+    whole = PerReward(single=single) if per_reward else single
+    if config.kind in selections:
+        return Selected(ranked_by=whole, selection=selections[config.kind])
+    return Selected(ranked_by=whole, selection=Ends(count=config.subset)) if config.subset else whole
 
 
 def weigh_scores(manifest: Manifest, weights: Mapping[str, float]) -> tuple[DoubleArray, BoolArray, BoolArray]:
@@ -173,8 +244,14 @@ def _std(rewards: DoubleArray) -> float:
     return float(np.std(rewards)) if rewards.size else 0.0
 
 
-def _center(rewards: DoubleArray, kept: BoolArray, flat: BoolArray, scale: DoubleArray) -> AdvantageBatch:
-    mask = kept & ~flat[:, None]
+def _center(rewards: DoubleArray, kept: BoolArray) -> DoubleArray:
+    """[P, K] rewards minus their group's mean over kept samples; NaN where not kept."""
     means = np.array([row[keep].mean() if keep.any() else 0.0 for row, keep in zip(rewards, kept, strict=True)])
-    advantages = np.where(mask, (rewards - means[:, None]) / scale[:, None], 0.0)
+    centered: DoubleArray = rewards - means[:, None]
+    return centered
+
+
+def _batch(values: DoubleArray, rewards: DoubleArray, kept: BoolArray, flat: BoolArray) -> AdvantageBatch:
+    mask = kept & ~flat[:, None]
+    advantages = np.where(mask, values, 0.0)
     return AdvantageBatch(advantages=advantages.astype(np.float32), mask=mask, flat=flat, rewards=rewards.astype(np.float32))

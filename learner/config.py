@@ -16,10 +16,22 @@ def _grpo() -> Any:
 class AdvantageConfig(StrictModel):
     """A batch's scores -> advantages."""
 
-    kind: Literal["group_std", "global_std"] = "group_std"
+    kind: Literal["group_std", "global_std", "none", "super_linear", "pair", "best"] = "group_std"
     normalize: Literal["sum", "per_reward"] = "sum"  # several rewards: weigh raw scores, or standardize each, then weigh
     clip: float = Field(5.0, gt=0)
     eps: float = Field(1e-4, gt=0)
+    gamma: float = Field(0.5, ge=0)  # of super_linear (experimental): |difference|^(1 + gamma)
+    subset: int = Field(0, ge=0)  # train on the n/2 highest and n/2 lowest advantages of a group only (DanceGRPO's best-of-n); 0: on all
+
+    @model_validator(mode="after")
+    def _subset_has_two_halves(self) -> "AdvantageConfig":
+        if self.subset % 2:
+            raise ValueError(
+                f"subset={self.subset} is odd; it is the n/2 highest and the n/2 lowest of a group; make it even, or 0 for all"
+            )
+        if self.subset and self.kind in ("pair", "best"):
+            raise ValueError(f"subset={self.subset} with kind={self.kind!r}, which chooses a group's samples itself; leave subset out")
+        return self
 
 
 class LearnerConfig(StrictModel):

@@ -15,7 +15,8 @@ from learner.advantages import AdvantageBatch
 def encode_history(manifest: Manifest, groups: Sequence[RolloutGroup], batch: AdvantageBatch) -> bytes:
     """Return the parquet file of an update: a row a sample, in group and sample order.
 
-    Columns: update, group, sample_index, prompt_id, prompt, version, staleness, kept, trained (kept and not of a flat group),
+    Columns: update, group, sample_index, prompt_id, prompt, version, staleness, kept, trained (kept, not of a flat group,
+    and chosen by the advantage's kind and subset),
     advantage, weighted_reward (null where not kept), and reward.<name> for every reward, raw, null where not scored or not applicable.
     """
     names = sorted({name for entry in manifest.groups for name in entry.scores})

@@ -1,18 +1,21 @@
 """Which samples share an optimizer step and a forward, and their tensors. Order derives from (run, update) alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from common.errors import ConfigError, CorruptFile
 from common.flow.kernels import make_kernel
+from common.flow.noise import draw_noise
 from common.policy.base import Policy
 from common.seeding import derive_seed
 from common.types import FloatArray, Manifest, RolloutGroup, SamplerSpec, Trajectory
 from learner.advantages import AdvantageBatch, BoolArray
 from learner.objectives.base import MicroBatch, Needs, TrajectoryBlock
+
+NOISE_TOLERANCE = 1e-3  # of a stored log-prob to the density of the noise that is remade for it; float32 differs by 1e-4 at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +149,19 @@ def check_groups(manifest: Manifest, groups: Sequence[RolloutGroup]) -> None:
 
 
 def collate(refs: Sequence[SampleRef], source: UpdateInput, needs: Needs, policy: Policy) -> MicroBatch:
-    """Return the tensors of a micro-batch on the policy's device."""
+    """Return the tensors of a micro-batch on the policy's device.
+
+    Raises:
+        CorruptFile: see trajectory_block and add_behavior_means.
+    """
     groups = [source.groups[ref.group] for ref in refs]
     trajectories = [source.groups[ref.group].trajectories[ref.sample] for ref in refs]
     update, sampler = source.manifest.update, groups[0].sampler
     advantages = [float(source.batch.advantages[ref.group, ref.sample]) for ref in refs]
     rewards = [float(source.batch.rewards[ref.group, ref.sample]) for ref in refs]
+    block = trajectory_block(trajectories, sampler, policy) if needs.trajectory else None
+    if block is not None and needs.behavior_mean:
+        block = add_behavior_means(block, trajectories, [group.number for group in groups], source.run_seed)
     return MicroBatch(
         clean=_stack([t.final_latents for t in trajectories], policy),
         advantages=torch.tensor(advantages, dtype=torch.float32).clamp(-source.advantage_clip, source.advantage_clip).to(policy.device),
@@ -161,7 +171,7 @@ def collate(refs: Sequence[SampleRef], source: UpdateInput, needs: Needs, policy
         grid=policy.sigmas(sampler.num_steps)[:-1],
         probe_seeds=tuple(derive_seed(source.run_seed, "probe", update, g.number, ref.sample) for g, ref in zip(groups, refs, strict=True)),
         group_probe_seeds=tuple(derive_seed(source.run_seed, "group_probe", update, group.number) for group in groups),
-        trajectory=trajectory_block(trajectories, sampler, policy) if needs.trajectory else None,
+        trajectory=block,
     )
 
 
@@ -181,6 +191,42 @@ def trajectory_block(trajectories: Sequence[Trajectory], sampler: SamplerSpec, p
         kernel=make_kernel(sampler.kernel, sampler.noise_level),
         guidance_scale=sampler.guidance_scale,
     )
+
+
+def add_behavior_means(
+    block: TrajectoryBlock, trajectories: Sequence[Trajectory], numbers: Sequence[int], run_seed: int
+) -> TrajectoryBlock:
+    """Return the block with the means of its steps at sampling: x' - std z, with z drawn again from the key that drew it there.
+
+    A step's std depends on its sigmas alone. The stored log-prob is the density of that noise, so a wrong key is noticed.
+
+    Args:
+        numbers: the group's, one a trajectory.
+        run_seed: that the groups were sampled with.
+
+    Raises:
+        CorruptFile: noise that does not have the stored log-probs.
+    """
+    noise = np.stack([_step_noise(t, number, run_seed) for t, number in zip(trajectories, numbers, strict=True)])
+    following = block.next_latents.flatten(0, 1)
+    transition = block.kernel.transition(following, torch.zeros_like(following), block.sigma.flatten(), block.next_sigma.flatten())
+    mean = following - transition.std * torch.from_numpy(noise).to(following).flatten(0, 1)
+    density = block.kernel.log_prob(following, replace(transition, mean=mean))
+    difference = float((density - block.behavior_log_prob.flatten()).abs().max())
+    if not difference <= NOISE_TOLERANCE:
+        raise CorruptFile(
+            f"Learner: the noise remade for groups {sorted(set(numbers))} with run seed {run_seed} misses the stored log-probs by "
+            f"{difference:.3g} (at most {NOISE_TOLERANCE:g}); the behavior means need the seed that the groups were sampled with; "
+            'train with that run.seed, or set learner.anchor = "recompute"'
+        )
+    return replace(block, behavior_mean=mean.unflatten(0, block.sigma.shape))
+
+
+def _step_noise(trajectory: Trajectory, number: int, run_seed: int) -> FloatArray:
+    """[W, C, h, w]: what the sampler drew at each kept step."""
+    shape = tuple(trajectory.final_latents.shape)
+    steps = [int(step) for step in trajectory.step_index]
+    return np.stack([draw_noise(run_seed, number, trajectory.sample_index, "step", step=step, shape=shape).numpy() for step in steps])
 
 
 def _around_steps(trajectory: Trajectory, num_steps: int) -> tuple[FloatArray, FloatArray]:

@@ -11,6 +11,7 @@ from common.errors import ConfigError, CorruptFile
 AdapterTensors = dict[str, torch.Tensor]  # canonical LoRA names -> float32 CPU tensors
 
 LIVE = "live"
+EMA_REF = "ema_ref"
 
 
 class Moment(StrEnum):
@@ -31,6 +32,11 @@ class SnapshotRule:
 def ema_rule(ema_decay: float) -> SnapshotRule:
     """d(n) = min((1 + n) / (10 + n), ema_decay), each optimizer step (flow_grpo's EMA)."""
     return SnapshotRule(moment=Moment.STEP, decay=lambda n: min((1 + n) / (10 + n), ema_decay))
+
+
+def ema_ref_rule() -> SnapshotRule:
+    """d(n) = min(0.001 n, 0.3), each optimizer step: the close, lagging reference of awm and dgpo (their repositories' EMA adapter)."""
+    return SnapshotRule(moment=Moment.STEP, decay=lambda n: min(0.001 * n, 0.3))
 
 
 class Snapshots:

@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from common.config import json_object, parse, read_toml
+from common.config import json_object, parse
 from common.errors import UserError
 from common.prompts import check_prompts, read_prompts
-from deploy.config import recipe_names, recipe_path, shipped_path
+from deploy.config import read_recipe, recipe_names, recipe_path, shipped_path
 from deploy.geneval_prompts import geneval_line, make_prompts, split_prompts
 from deploy.reward_card import find_card, render_card
 from reward_servers.cards import RewardCard
@@ -27,17 +27,17 @@ def recipes_ls() -> None:
     """List the shipped recipes."""
     table = Table("recipe", "what it does")
     for name in recipe_names():
-        table.add_row(name, str(read_toml(recipe_path(name)).get("run", {}).get("about", "")))
+        table.add_row(name, str(read_recipe(name).get("run", {}).get("about", "")))
     Console().print(table)
 
 
 def recipes_show(name: NameArgument) -> None:
-    """Print a recipe."""
+    """Print a recipe; one that extends another holds only what differs, the other is shown by its own name."""
     Console().print(recipe_path(name).read_text(encoding="utf-8"), highlight=False, markup=False)
 
 
 def recipes_cp(name: NameArgument, to: Annotated[Path | None, typer.Argument(help="file to write; default NAME.toml here")] = None) -> None:
-    """Copy a recipe to a file of your own."""
+    """Copy a recipe to a file of your own, as it stands: a copy that extends a shipped recipe goes on extending it."""
     target = to or Path(f"{name}.toml")
     if target.exists():
         raise UserError(f"recipes cp: {target} exists and is not overwritten; name another file")

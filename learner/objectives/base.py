@@ -19,6 +19,7 @@ class Needs:
 
     snapshots: Mapping[str, SnapshotRule] = field(default_factory=dict)  # name -> rule; readable as context.snapshots[name]
     trajectory: bool = False  # micro-batches carry a TrajectoryBlock
+    behavior_mean: bool = False  # with the means of its steps under the policy that sampled
     base: bool = False  # a forward with the adapter off runs (costs a third of a step)
     whole_groups: bool = False  # a micro-batch holds whole groups, for losses that couple their members
     parity_tolerance: float | None = None  # largest p99 |stored - recomputed log-prob| that its anchor bears; None: it reads no stored one
@@ -36,6 +37,7 @@ class TrajectoryBlock:
     behavior_log_prob: torch.Tensor  # [B, W] mean over latent elements, under the policy that sampled
     kernel: TransitionKernel  # as sampled
     guidance_scale: float  # as sampled
+    behavior_mean: torch.Tensor | None = None  # [B, W, C, h, w] of each step under the policy that sampled; None unless needs.behavior_mean
 
     @property
     def num_steps(self) -> int:

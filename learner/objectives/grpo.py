@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from pydantic import Field
 
-from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs, TrajectoryBlock
-from learner.objectives.replay import block_of, replay_log_probs, replay_of, replay_reference
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, trajectory_problems
-
-PARITY_SHARE = 0.2  # of the clip range: what |stored - recomputed log-prob| may take
+from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
+from learner.objectives.clipping import PARITY_SHARE, clip_metrics, clipped_loss, kl_to_base, replay_forwards
+from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of, replay_of, replay_reference
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
 
 
 class GrpoConfig(ObjectiveSettings):
@@ -29,30 +27,14 @@ class GrpoConfig(ObjectiveSettings):
 
     def problems(self, run: RunFacts) -> list[str]:
         """Stochastic steps it needs; with cps no KL."""
-        problems = trajectory_problems(self.name, run)
+        problems = [*trajectory_problems(self.name, run), *clip_problems(self.name, self.clip_range)]
         if run.kernel == "cps" and self.kl_beta > 0:
             problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
         return problems
 
     def forwards(self, run: RunFacts) -> float:
-        """W trained steps; guided ones cost the unconditional branch too, a KL a base forward, a recomputed anchor one more."""
-        reference = float(run.guided) if self.kl_beta > 0 else 0.0
-        recompute = float(run.guided) if run.recomputes else 0.0
-        unconditional = (1.0 if self.detach_uncond else BACKWARD_FORWARDS) if run.guided == 2 else 0.0
-        return run.window_size * (BACKWARD_FORWARDS + unconditional + reference + recompute)
-
-
-def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio), [B]."""
-    ratio = log_ratio.exp()
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogProbAnchor:
-    """What the ratios are taken against."""
-
-    log_prob: torch.Tensor  # [B, W]
+        """W trained steps."""
+        return replay_forwards(run, num_steps=run.window_size, detach_uncond=self.detach_uncond, kl=self.kl_beta > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,41 +56,23 @@ class Grpo:
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> LogProbAnchor:
         """The stored log-probs, or those that this very code gives before the update."""
-        block = block_of(batch)
-        if self.anchor == "behavior":
-            return LogProbAnchor(log_prob=block.behavior_log_prob)
-        return LogProbAnchor(log_prob=replay_log_probs(context.policy, block, batch.features))
+        return anchor_log_probs(self.anchor, context.policy, block_of(batch), batch.features)
 
     def losses(self, batch: MicroBatch, anchors: LogProbAnchor, context: LossContext) -> Iterator[LossTerm]:
         """One part a step: [clipped ratio + kl_beta * KL] / W."""
-        block = block_of(batch)
-        for step in range(block.num_steps):
-            yield self._part(batch, block, anchors.log_prob[:, step], step, context)
+        for step in range(block_of(batch).num_steps):
+            yield self._part(batch, anchors, step, context)
 
-    def _part(self, batch: MicroBatch, block: TrajectoryBlock, anchor: torch.Tensor, step: int, context: LossContext) -> LossTerm:
-        reference = None
-        if self.config.kl_beta > 0:
-            reference = replay_reference(context.policy, block, batch.features, step)
-        replay = replay_of(context.policy, block, batch.features, step, detach_uncond=self.config.detach_uncond)
+    def _part(self, batch: MicroBatch, anchors: LogProbAnchor, step: int, context: LossContext) -> LossTerm:
+        config, block, anchor = self.config, block_of(batch), anchors.log_prob[:, step]
+        reference = replay_reference(context.policy, block, batch.features, step) if config.kl_beta > 0 else None
+        replay = replay_of(context.policy, block, batch.features, step, detach_uncond=config.detach_uncond)
         log_ratio = replay.log_prob - anchor
-        loss = clipped_loss(log_ratio, batch.advantages, self.config.clip_range)
-        means = self._means(log_ratio.detach(), batch.advantages, anchor - block.behavior_log_prob[:, step])
+        loss = clipped_loss(log_ratio, batch.advantages, config.clip_range)
+        means = clip_metrics(log_ratio, batch.advantages, config.clip_range)
+        means["mismatch_abs_dlogp"] = (anchor - block.behavior_log_prob[:, step]).abs()
         if reference is not None:
-            kl = block.kernel.kl(replay.mean, reference.mean, replay.transition, self.config.kl_convention)
-            exact = block.kernel.kl(replay.mean.detach(), reference.mean, replay.transition, "exact")
-            means |= {"kl": kl.detach(), "kl_exact": exact}
-            loss = loss + self.config.kl_beta * kl
+            kl, kl_means = kl_to_base(block, replay, reference, config.kl_convention)
+            means |= kl_means
+            loss = loss + config.kl_beta * kl
         return LossTerm(loss=loss.sum() / block.num_steps, means=means, ranges={"ratio": log_ratio.detach().exp()})
-
-    def _means(self, log_ratio: torch.Tensor, advantages: torch.Tensor, mismatch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """approx_kl = (log r)^2 / 2 to the anchor; clip fractions count samples whose gradient the clip stops."""
-        ratio = log_ratio.exp()
-        up = (ratio > 1.0 + self.config.clip_range) & (advantages > 0)
-        down = (ratio < 1.0 - self.config.clip_range) & (advantages < 0)
-        return {
-            "approx_kl": log_ratio.square() / 2,
-            "clip_fraction": (up | down).float(),
-            "clip_fraction_up": up.float(),
-            "clip_fraction_down": down.float(),
-            "mismatch_abs_dlogp": mismatch.abs(),
-        }

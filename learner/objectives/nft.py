@@ -7,14 +7,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from common.policy.primitives import fm_errors
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
+from learner.objectives.matching import adaptive_weight, clean_residual, match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, draw_probes, probe_problems
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts
+from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, guidance_warnings
 from learner.snapshots import Moment, SnapshotRule
 
 BEHAVIOR = "behavior"
-MIN_WEIGHT = 1e-5
 
 DECAYS: dict[str, Callable[[int], float]] = {
     "on_policy": lambda n: 0.0,
@@ -50,6 +49,10 @@ class NftConfig(ObjectiveSettings):
             )
         return problems
 
+    def warnings(self, run: RunFacts) -> list[str]:
+        """Guided images."""
+        return guidance_warnings(self.name, run)
+
     def forwards(self, run: RunFacts) -> float:
         """A trained forward and one of the behavior snapshot a sigma; a KL adds the base's, twice where it is guided."""
         reference = (2.0 if self.kl_guidance > 1 else 1.0) if self.kl_beta > 0 else 0.0
@@ -80,9 +83,8 @@ def clean_error(latents: torch.Tensor, sigma: torch.Tensor, velocity: torch.Tens
     Returns:
         [B], the dtype of `clean`.
     """
-    residual = latents - sigma.view(-1, 1, 1, 1) * velocity - clean
-    weight = residual.detach().double().abs().mean(dim=(1, 2, 3)).clamp(min=MIN_WEIGHT).to(residual.dtype)
-    return residual.square().mean(dim=(1, 2, 3)) / weight
+    residual = clean_residual(latents, sigma, velocity, clean)
+    return residual.square().mean(dim=(1, 2, 3)) / adaptive_weight(residual)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,29 +117,21 @@ class Nft:
             yield self._part(batch, sigma, noise, context, count)
 
     def _part(self, batch: MicroBatch, sigma: torch.Tensor, noise: torch.Tensor, context: LossContext, count: int) -> LossTerm:
-        with torch.no_grad(), context.policy.using(context.snapshots[BEHAVIOR]):
-            behavior = fm_errors(context.policy, batch.clean, sigma, noise, batch.features).velocity
-        base = self._base_velocity(batch, sigma, noise, context)
-        live = fm_errors(context.policy, batch.clean, sigma, noise, batch.features)
+        behavior = match_snapshot(context.policy, context.snapshots[BEHAVIOR], batch, sigma, noise).velocity
+        base = None
+        if self.config.kl_beta > 0:
+            base = match_base(context.policy, batch, sigma, noise, guidance_scale=self.config.kl_guidance).velocity
+        live = match_live(context.policy, batch, sigma, noise)
         latents, velocity = live.noised, live.velocity
         rho = optimality(batch.advantages, context.advantage_clip)
         positive, negative = implicit_velocities(velocity, behavior, self.config.beta)
         pull = clean_error(latents, sigma, positive, batch.clean)
         push = clean_error(latents, sigma, negative, batch.clean)
         contrast = (rho * pull + (1.0 - rho) * push) / self.config.beta * context.advantage_clip
-        moved = (velocity.detach() - behavior).square().mean(dim=(1, 2, 3))
-        means = {"contrast": contrast.detach(), "kl_behavior": moved}
+        means = {"contrast": contrast.detach(), "kl_behavior": velocity_gap(velocity.detach(), behavior)}
         loss = contrast
         if base is not None:
-            divergence = (velocity - base).square().mean(dim=(1, 2, 3))
+            divergence = velocity_gap(velocity, base)
             means["kl_guided" if self.config.kl_guidance > 1 else "kl"] = divergence.detach()
             loss = loss + self.config.kl_beta * divergence
         return LossTerm(loss=loss.sum() / count, means=means)
-
-    def _base_velocity(self, batch: MicroBatch, sigma: torch.Tensor, noise: torch.Tensor, context: LossContext) -> torch.Tensor | None:
-        if self.config.kl_beta == 0:
-            return None
-        with torch.no_grad(), context.policy.base():
-            return fm_errors(
-                context.policy, batch.clean, sigma, noise, batch.features, guidance_scale=self.config.kl_guidance
-            ).velocity  # fmt: skip

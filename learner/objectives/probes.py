@@ -1,13 +1,18 @@
 """Where clean latents are noised: the sigmas and noises that every forward-process objective draws from its samples' seeds alone."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from common.flow.noise import seeded_noise
 from common.seeding import derive_seed
 from learner.objectives.base import MicroBatch
+from learner.objectives.settings import ObjectiveSettings, RunFacts
+
+Times = Literal["grid", "stratified", "uniform", "logit_normal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +21,29 @@ class Probes:
 
     sigma: torch.Tensor  # [n, B]
     noise: torch.Tensor  # [n, B, C, h, w]
+
+
+class ProbeSettings(ObjectiveSettings):
+    """The keys of an objective that noises clean latents at sigmas of its choice; such objectives derive their settings from it."""
+
+    timesteps_per_sample: int = Field(2, ge=1)  # n: sigmas an image is noised at in an update
+    timestep_fraction: float = Field(1.0, gt=0, le=1)  # of the range, from high noise on, that they are drawn from
+    times: Times = "grid"  # the sampler's own sigmas without replacement, n strata of (0, 1], uniform in (0, 1], or logit-normal
+
+    def problems(self, run: RunFacts) -> list[str]:
+        """More sigmas than the grid has; a part of a logit-normal."""
+        if self.times == "grid":
+            return probe_problems(run.num_steps, self.timesteps_per_sample, self.timestep_fraction)
+        if self.times == "logit_normal" and self.timestep_fraction < 1:
+            return [
+                f"learner.objective.timestep_fraction={self.timestep_fraction:g} cuts a range, and times='logit_normal' has none; leave it "
+                "out, or choose times='uniform'"
+            ]
+        return []
+
+    def draw(self, batch: MicroBatch, *, shared: bool = False) -> Probes:
+        """The probes of a micro-batch; shared: one draw for all members of a group."""
+        return draw_probes(batch, self.timesteps_per_sample, self.timestep_fraction, shared=shared, times=self.times)
 
 
 def num_probe_sigmas(num_steps: int, timestep_fraction: float) -> int:
@@ -34,18 +62,34 @@ def probe_problems(num_steps: int, timesteps_per_sample: int, timestep_fraction:
     ]
 
 
-def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0, *, shared: bool = False) -> Probes:
+def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0, *, shared: bool = False, times: Times = "grid") -> Probes:
     """Draw each sample's sigmas and fresh noise from its probe seed alone.
 
     Args:
-        count: sigmas a sample, without replacement.
-        fraction: of the sampler's own grid, counted from high noise, that they are drawn from.
+        count: sigmas a sample.
+        fraction: of the range, counted from high noise, that they are drawn from.
         shared: one draw for all members of a group.
+        times: grid: of the sampler's own sigmas, without replacement. stratified: one uniform draw from each of `count` equal
+            strata of (1 - fraction, 1], in random order. uniform: from (1 - fraction, 1]. logit_normal: sigmoid of a standard
+            normal (Stable Diffusion 3, arXiv 2403.03206). None but the grid is shifted for the resolution.
     """
-    num_sigmas = num_probe_sigmas(len(batch.grid), fraction)
     sigmas, noises = [], []
     for seed in batch.group_probe_seeds if shared else batch.probe_seeds:
-        order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma"))).permutation(num_sigmas)
-        sigmas.append(batch.grid[torch.from_numpy(order[:count])])
+        generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma")))
+        sigmas.append(_draw_sigmas(generator, batch.grid, count, fraction, times))
         noises.append(seeded_noise(derive_seed(seed, "noise"), (count, *batch.clean.shape[1:])))
     return Probes(sigma=torch.stack(sigmas, dim=1).to(batch.clean), noise=torch.stack(noises, dim=1).to(batch.clean))
+
+
+def _draw_sigmas(generator: np.random.Generator, grid: torch.Tensor, count: int, fraction: float, times: Times) -> torch.Tensor:
+    """[count] float32 on CPU."""
+    if times == "grid":
+        order = generator.permutation(num_probe_sigmas(len(grid), fraction))
+        return grid[torch.from_numpy(order[:count])]
+    if times == "logit_normal":
+        drawn = 1.0 / (1.0 + np.exp(-generator.standard_normal(count)))
+    elif times == "uniform":
+        drawn = 1.0 - fraction * generator.random(count)
+    else:
+        drawn = 1.0 - fraction * (generator.permutation(count) + generator.random(count)) / count
+    return torch.from_numpy(drawn.astype(np.float32))

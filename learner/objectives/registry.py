@@ -10,8 +10,19 @@ from common.config import explain_errors
 from learner.objectives.settings import ObjectiveSettings
 
 OBJECTIVES: Mapping[str, str] = {
+    "awm": "learner.objectives.awm:AwmConfig",
+    "dance": "learner.objectives.dance:DanceConfig",
+    "dgpo": "learner.objectives.dgpo:DgpoConfig",
+    "dpo": "learner.objectives.dpo:DpoConfig",
+    "dppo": "learner.objectives.dppo:DppoConfig",
     "grpo": "learner.objectives.grpo:GrpoConfig",
+    "guard": "learner.objectives.guard:GuardConfig",
     "nft": "learner.objectives.nft:NftConfig",
+    "orw": "learner.objectives.orw:OrwConfig",
+    "rwr": "learner.objectives.rwr:RwrConfig",
+    "sft": "learner.objectives.sft:SftConfig",
+    "tempflow": "learner.objectives.tempflow:TempflowConfig",
+    "vgrpo": "learner.objectives.vgrpo:VgrpoConfig",
 }
 """Name -> module:settings class."""
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Anchor = Literal["recompute", "behavior"]
 
 BACKWARD_FORWARDS = 3.0  # a trained forward with its backward, in forwards
+MAX_CLIP_RANGE = 0.05  # of a ratio of mean log-probs; the published ranges are 2e-6 to 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,10 @@ class ObjectiveSettings(StrictModel):
         """Return what cannot be trained together, each with its reason and the remedy; empty when all agrees."""
         raise NotImplementedError
 
+    def warnings(self, run: RunFacts) -> list[str]:
+        """Return what can be trained together but is known to do badly; the plan shows it."""
+        return []
+
     def forwards(self, run: RunFacts) -> float:
         """Return what an image costs the learner in an update, in no-grad forwards of one unguided velocity."""
         raise NotImplementedError
@@ -75,6 +80,26 @@ def trajectory_problems(name: str, run: RunFacts) -> list[str]:
             "the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it"
         )
     return problems
+
+
+def clip_problems(name: str, clip_range: float) -> list[str]:
+    """Say when a clip range is one of summed log-probs: log-probs here are means over a latent's elements."""
+    if clip_range <= MAX_CLIP_RANGE:
+        return []
+    return [
+        f"objective {name} clips ratios of mean log-probs, and learner.objective.clip_range={clip_range:g} is the scale of a sum over latent "
+        f"elements: it would never bind; the rule is at most {MAX_CLIP_RANGE:g}, the published values are 1e-5 to 1e-3 (guard: 2e-6)"
+    ]
+
+
+def guidance_warnings(name: str, run: RunFacts) -> list[str]:
+    """Say when images are sampled with guidance for an objective that fits the unguided velocity to them."""
+    if run.guidance_scale <= 1:
+        return []
+    return [
+        f"objective {name} fits the unguided velocity to images that rollout.guidance_scale={run.guidance_scale:g} made: it was published "
+        "without guidance, and users of guidance report slow or unstable training; set rollout.guidance_scale=1"
+    ]
 
 
 def whole_group_problems(name: str, run: RunFacts) -> list[str]:

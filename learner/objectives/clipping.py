@@ -1,0 +1,46 @@
+"""What the clipped objectives over stored steps share: the loss, its metrics, the KL beside it, their cost."""
+
+import torch
+
+from common.flow.kernels import KlConvention
+from common.policy.primitives import StepReplay
+from learner.objectives.base import TrajectoryBlock
+from learner.objectives.settings import BACKWARD_FORWARDS, RunFacts
+
+PARITY_SHARE = 0.2  # of the clip range: what |stored - recomputed log-prob| may take
+
+
+def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
+    """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio), [B]."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
+
+
+def clip_metrics(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> dict[str, torch.Tensor]:
+    """approx_kl = (log r)^2 / 2 to the anchor; clip fractions count samples whose gradient the clip stops. [B] each."""
+    ratio = log_ratio.detach().exp()
+    up = (ratio > 1.0 + clip_range) & (advantages > 0)
+    down = (ratio < 1.0 - clip_range) & (advantages < 0)
+    return {"approx_kl": log_ratio.detach().square() / 2, **stop_fractions(up, down)}
+
+
+def stop_fractions(up: torch.Tensor, down: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Samples [B] whose gradient is stopped on its way up (A > 0) and on its way down (A < 0)."""
+    return {"clip_fraction": (up | down).float(), "clip_fraction_up": up.float(), "clip_fraction_down": down.float()}
+
+
+def kl_to_base(
+    block: TrajectoryBlock, replay: StepReplay, reference: StepReplay, convention: KlConvention
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return a replayed step's KL to the base in a convention, [B] with its gradient, and the metrics kl and kl_exact."""
+    kl = block.kernel.kl(replay.mean, reference.mean, replay.transition, convention)
+    exact = block.kernel.kl(replay.mean.detach(), reference.mean, replay.transition, "exact")
+    return kl, {"kl": kl.detach(), "kl_exact": exact}
+
+
+def replay_forwards(run: RunFacts, *, num_steps: int, detach_uncond: bool, kl: bool = False) -> float:
+    """Return the cost of trained steps: guided ones cost the unconditional branch too, a KL a base forward, a recomputed anchor one more."""
+    reference = float(run.guided) if kl else 0.0
+    recompute = float(run.guided) if run.recomputes else 0.0
+    unconditional = (1.0 if detach_uncond else BACKWARD_FORWARDS) if run.guided == 2 else 0.0
+    return num_steps * (BACKWARD_FORWARDS + unconditional + reference + recompute)

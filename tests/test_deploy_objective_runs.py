@@ -1,0 +1,87 @@
+"""The objectives' comparison: levels, medians, ratios and the table, by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from deploy import objective_runs
+from deploy.objective_runs import (
+    REFERENCE,
+    ComparisonPlan,
+    Entry,
+    Reached,
+    best_of,
+    best_trial,
+    median_reached,
+    reached,
+    speedup,
+    table_lines,
+    trial_score,
+)
+
+
+def facts(*points: tuple[float, float], train: tuple[float | None, ...] = ()) -> dict[str, Any]:
+    """A raw file whose frozen evaluations stand at (minutes, mean): 100 images and 300 forwards a minute."""
+    return {
+        "evaluations": [
+            {"version": k, "seconds": 60.0 * at, "images": 100.0 * at, "forwards": 300.0 * at, "rewards": {"geneval_strict": {"mean": mean}}}
+            for k, (at, mean) in enumerate(points)
+        ],
+        "train": [{"update": k + 1, "rewards": {"geneval_strict": mean}} for k, mean in enumerate(train)],
+        "settings": ["learner.learning_rate=0.001", "run.seed=1"], "sensors": {"diversity": 0.25}, "audit": "clean",
+    }  # fmt: skip
+
+
+def test_a_level_is_reached_at_the_first_evaluation_that_stands_at_it_though_a_later_one_falls() -> None:
+    run = facts((0, 0.68), (2, 0.79), (4, 0.82), (6, 0.75))
+    assert reached(run, 0.80) == Reached(seconds=240, images=400, forwards=1200)
+    assert reached(run, 0.82) == Reached(seconds=240, images=400, forwards=1200)
+    assert reached(run, 0.90) is None
+    assert best_of(run) == 0.82
+
+
+def test_the_median_run_counts_one_that_never_arrives_as_infinite_and_most_must_arrive() -> None:
+    early, late, never = facts((0, 0.6), (2, 0.85)), facts((0, 0.6), (6, 0.85)), facts((0, 0.6), (9, 0.7))
+    assert median_reached([early, late, never], 0.8) == Reached(seconds=360, images=600, forwards=1800)
+    assert median_reached([early, never, never], 0.8) is None
+    assert median_reached([early, never], 0.8) is None  # half is not most
+    assert median_reached([], 0.8) is None
+
+
+def test_the_ratio_is_taken_at_the_highest_level_that_both_reach() -> None:
+    slow = [facts((0, 0.6), (5, 0.70), (10, 0.76))]
+    fast = [facts((0, 0.6), (2, 0.77), (10, 0.95))]
+    assert speedup(fast, slow) == (pytest.approx(0.76), pytest.approx(5.0))
+    assert speedup(slow, fast) == (pytest.approx(0.76), pytest.approx(0.2))
+    assert speedup([facts((0, 0.6), (5, 0.5))], slow) is None  # it never rose above the base, where both begin
+
+
+def test_trials_are_chosen_by_the_last_third_of_their_training_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective_runs, "RAW", tmp_path)
+    high_frozen = facts((0, 0.6), (5, 0.99), train=(0.9, 0.9, 0.9, 0.9, 0.2, 0.2))
+    high_end = facts((0, 0.6), (5, 0.61), train=(0.1, 0.1, 0.1, 0.1, 0.5, None, 0.7))
+    assert trial_score(high_frozen) == pytest.approx(0.2)
+    assert trial_score(high_end) == pytest.approx(0.6)
+    with pytest.raises(UserError, match="trials come before seeds"):
+        best_trial("r", ({}, {}))
+    for number, raw in enumerate((high_frozen, high_end)):
+        (tmp_path / f"r-t{number}.json").write_text(json.dumps(raw))
+    assert best_trial("r", ({}, {})) == 1
+    assert best_trial("alone", ({},)) == 0
+
+
+def test_the_table_says_what_was_not_reached_and_what_was_not_measured() -> None:
+    plan = ComparisonPlan(
+        trial_minutes=1, run_minutes=1, evaluate_every=1, objective=tuple(Entry(recipe=name) for name in (REFERENCE, "nft", "absent"))
+    )
+    runs = {REFERENCE: [facts((0, 0.6), (5, 0.70), (10, 0.76))], "nft": [facts((0, 0.6), (2, 0.82))], "absent": []}
+    lines = table_lines(plan, runs)
+    assert len({line.count("|") for line in lines}) == 1
+    reference, nft, absent = lines[2:]
+    assert reference.count("not reached") == 2 and "0.760" in reference
+    assert "2.0 / 200 / 600" in nft and nft.count("not reached") == 1 and "5.0x to 0.760" in nft and "learner.learning_rate=0.001" in nft
+    assert "run.seed" not in nft
+    assert "not measured" in absent

@@ -1,0 +1,81 @@
+"""O10 and O12: every objective over stored steps moves an eight-mode mixture to the rewarded mode, whatever kernel and window it samples with."""
+
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common.types import SamplerSpec
+from learner.config import LearnerConfig
+from learner.objectives.dance import DanceConfig
+from learner.objectives.dppo import DppoConfig
+from learner.objectives.grpo import GrpoConfig
+from learner.objectives.guard import GuardConfig
+from learner.objectives.settings import ObjectiveSettings
+from learner.objectives.tempflow import TempflowConfig
+from learner.update import Learner, make_learner
+from rollout_workers.windows import RandomWindow, WindowPlan
+from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
+from tests.learner_policies import mixture_policy
+from tests.mixture import GROUP_SIZE, GROUPS, MixtureCase, near_target, share_of_target, train
+
+STANDARD_ERROR = (2 * 0.125 * 0.875 / 512) ** 0.5  # of the difference of two shares of 512 draws
+
+
+def case(objective: ObjectiveSettings, updates: int = 14, **sampling: Any) -> MixtureCase:
+    """Two dimensions instead of 65,536: ratios scatter 180 times as much, and so must clip ranges and gates be wider."""
+    config = LearnerConfig(objective=objective, learning_rate=1e-2, anchor="recompute", micro_batch=1024, optimizer_steps=2)
+    facts: dict[str, Any] = {"num_steps": 6, "window": (0, 1, 2, 3), "noise_level": 0.9}
+    return MixtureCase(config=config, spec=sampler_spec(**(facts | sampling)), updates=updates)
+
+
+CASES = {
+    "guard": case(GuardConfig(clip_range=0.2)),
+    "dppo": case(DppoConfig(kl_limit=0.03)),
+    "tempflow": case(TempflowConfig(clip_range=0.2)),
+    "dance": case(DanceConfig(clip_range=0.2), kernel="dance_sde", shared_init=True),
+    "grpo_cps": case(GrpoConfig(clip_range=0.2), kernel="cps", noise_level=0.7),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_raises_the_share_of_the_rewarded_mode_above_four_fifths(name: str) -> None:
+    assert share_of_target(train(CASES[name]), "live") > 0.8  # O10; from an eighth, see test_learner_mixture
+
+
+def train_in_windows(case: MixtureCase, plan: WindowPlan) -> Learner:
+    """Train with another window in each round."""
+    learner = make_learner(mixture_policy(), case.config, {"r": 1.0}, 5)
+    for update in range(1, case.updates + 1):
+        spec: SamplerSpec = replace(case.spec, window=plan.steps(update - 1))
+        with learner.policy.using(learner.live):
+            groups = sample_groups(learner.policy, range((update - 1) * GROUPS, update * GROUPS), GROUP_SIZE, spec, version=update - 1)
+        learner.update(manifest_of(update, groups, score_by_latents(groups, near_target)), groups)
+    return learner
+
+
+def test_grpo_learns_in_a_random_window_of_two_steps() -> None:
+    plan = RandomWindow(run_seed=5, size=2, start=0, stop=4)
+    assert share_of_target(train_in_windows(case(GrpoConfig(clip_range=0.2)), plan), "live") > 0.8
+
+
+def unrelated(clean: NDArray[np.float32]) -> float:
+    """A number in [0, 1) that says nothing about the sample."""
+    return zlib.crc32(clean.tobytes()) / 2**32
+
+
+@pytest.fixture(scope="module")
+def share_before() -> float:
+    share = share_of_target(train(CASES["guard"], updates=0), "live")
+    assert share == pytest.approx(0.125, abs=0.045)  # 3 standard errors of 512 draws
+    return share
+
+
+@pytest.mark.parametrize("name", ["guard", "dppo", "tempflow", "dance"])
+def test_an_unrelated_reward_does_not_drift_the_share(name: str, share_before: float) -> None:
+    config = CASES[name].config.model_copy(update={"learning_rate": 1e-3})  # AdamW moves as far on noise as on a signal
+    after = share_of_target(train(replace(CASES[name], config=config), updates=4, reward=unrelated), "live")
+    assert abs(after - share_before) < 3 * STANDARD_ERROR  # O12
