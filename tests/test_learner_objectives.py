@@ -13,9 +13,11 @@ from common.policy.base import Policy
 from learner.advantages import GroupStd
 from learner.minibatches import SampleRef, UpdateInput, collate
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Objective
-from learner.objectives.grpo import Grpo, GrpoConfig, LogProbAnchor, clipped_loss
+from learner.objectives.clipping import clipped_loss
+from learner.objectives.grpo import Grpo, GrpoConfig
 from learner.objectives.nft import DECAYS, Nft, NftConfig, clean_error, implicit_velocities
 from learner.objectives.probes import draw_probes
+from learner.objectives.replay import LogProbAnchor
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import StubPolicy, linear_policy
 

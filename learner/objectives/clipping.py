@@ -1,11 +1,14 @@
 """What the clipped objectives over stored steps share: the loss, its metrics, the KL beside it, their cost."""
 
+from dataclasses import dataclass
+
 import torch
 
 from common.flow.kernels import KlConvention
 from common.policy.primitives import StepReplay
-from learner.objectives.base import TrajectoryBlock
-from learner.objectives.settings import BACKWARD_FORWARDS, RunFacts
+from learner.objectives.base import LossContext, MicroBatch, Needs, TrajectoryBlock
+from learner.objectives.replay import block_of, replay_of, replay_reference
+from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
 
 PARITY_SHARE = 0.2  # of the clip range: what |stored - recomputed log-prob| may take
 
@@ -27,6 +30,45 @@ def clip_metrics(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: 
 def stop_fractions(up: torch.Tensor, down: torch.Tensor) -> dict[str, torch.Tensor]:
     """Samples [B] whose gradient is stopped on its way up (A > 0) and on its way down (A < 0)."""
     return {"clip_fraction": (up | down).float(), "clip_fraction_up": up.float(), "clip_fraction_down": down.float()}
+
+
+def clipped_needs(clip_range: float, anchor: Anchor, *, base: bool = False) -> Needs:
+    """Trajectories, with parity to a fifth of the clip range when the anchor is the stored log-probs; a base forward for a KL."""
+    return Needs(trajectory=True, base=base, parity_tolerance=clip_range * PARITY_SHARE, stored_anchor=anchor == "behavior")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClippedStep:
+    """A kept step's clipped loss and what else was found on the way."""
+
+    loss: torch.Tensor  # [B]
+    kl: torch.Tensor | None  # [B] to the base, where it was asked for
+    replay: StepReplay
+    means: dict[str, torch.Tensor]  # metrics, [B] each
+    ratio: torch.Tensor  # [B] detached
+
+
+def clipped_step(
+    batch: MicroBatch, anchor: torch.Tensor, step: int, context: LossContext, *, clip_range: float, detach_uncond: bool,
+    kl_convention: KlConvention | None = None,
+) -> ClippedStep:  # fmt: skip
+    """Replay a kept step and clip its ratio.
+
+    Args:
+        anchor: [B] log-probs of the step that the ratio is taken against.
+        kl_convention: of the KL to the base; None: no KL, and no base forward.
+    """
+    block, kl = block_of(batch), None
+    reference = None if kl_convention is None else replay_reference(context.policy, block, batch.features, step)
+    replay = replay_of(context.policy, block, batch.features, step, detach_uncond=detach_uncond)
+    log_ratio = replay.log_prob - anchor
+    means = clip_metrics(log_ratio, batch.advantages, clip_range)
+    means["mismatch_abs_dlogp"] = (anchor - block.behavior_log_prob[:, step]).abs()
+    if reference is not None and kl_convention is not None:
+        kl, kl_means = kl_to_base(block, replay, reference, kl_convention)
+        means |= kl_means
+    loss = clipped_loss(log_ratio, batch.advantages, clip_range)
+    return ClippedStep(loss=loss, kl=kl, replay=replay, means=means, ratio=log_ratio.detach().exp())
 
 
 def kl_to_base(

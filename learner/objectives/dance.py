@@ -11,8 +11,8 @@ from pydantic import Field
 from common.errors import ConfigError
 from common.seeding import derive_seed
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs, TrajectoryBlock
-from learner.objectives.clipping import PARITY_SHARE, clip_metrics, clipped_loss, replay_forwards
-from learner.objectives.replay import anchor_log_probs, block_of, replay_of, select_steps
+from learner.objectives.clipping import clipped_needs, clipped_step, replay_forwards
+from learner.objectives.replay import anchor_log_probs, block_of, select_steps
 from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
 
 
@@ -89,8 +89,7 @@ class Dance:
     @property
     def needs(self) -> Needs:
         """Trajectories; parity to a fifth of the clip range when it takes the stored log-probs."""
-        tolerance = self.config.clip_range * PARITY_SHARE
-        return Needs(trajectory=True, parity_tolerance=tolerance, stored_anchor=self.anchor == "behavior")
+        return clipped_needs(self.config.clip_range, self.anchor)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> DanceAnchor:
         """The subset of each sample, and its log-probs before the update."""
@@ -105,10 +104,7 @@ class Dance:
             yield self._part(chosen, anchors.log_prob[:, step], step, context)
 
     def _part(self, batch: MicroBatch, anchor: torch.Tensor, step: int, context: LossContext) -> LossTerm:
-        block = block_of(batch)
-        replay = replay_of(context.policy, block, batch.features, step, detach_uncond=self.config.detach_uncond)
-        log_ratio = replay.log_prob - anchor
-        loss = clipped_loss(log_ratio, batch.advantages, self.config.clip_range)
-        means = clip_metrics(log_ratio, batch.advantages, self.config.clip_range)
-        means["mismatch_abs_dlogp"] = (anchor - block.behavior_log_prob[:, step]).abs()
-        return LossTerm(loss=loss.sum() / block.num_steps, means=means, ranges={"ratio": log_ratio.detach().exp()})
+        part = clipped_step(
+            batch, anchor, step, context, clip_range=self.config.clip_range, detach_uncond=self.config.detach_uncond
+        )  # fmt: skip
+        return LossTerm(loss=part.loss.sum() / block_of(batch).num_steps, means=part.means, ranges={"ratio": part.ratio})

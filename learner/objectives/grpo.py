@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
-from learner.objectives.clipping import PARITY_SHARE, clip_metrics, clipped_loss, kl_to_base, replay_forwards
-from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of, replay_of, replay_reference
+from learner.objectives.clipping import clipped_needs, clipped_step, replay_forwards
+from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of
 from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
 
 
@@ -42,17 +43,12 @@ class Grpo:
     """One part a kept step, each divided by W; with kl_beta = 0 no reference forward runs."""
 
     config: GrpoConfig
-    anchor: Literal["recompute", "behavior"]
+    anchor: Anchor
 
     @property
     def needs(self) -> Needs:
         """Trajectories; a base forward when the KL weighs; parity to a fifth of the clip range when it takes the stored log-probs."""
-        return Needs(
-            trajectory=True,
-            base=self.config.kl_beta > 0,
-            parity_tolerance=self.config.clip_range * PARITY_SHARE,
-            stored_anchor=self.anchor == "behavior",
-        )
+        return clipped_needs(self.config.clip_range, self.anchor, base=self.config.kl_beta > 0)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> LogProbAnchor:
         """The stored log-probs, or those that this very code gives before the update."""
@@ -61,18 +57,13 @@ class Grpo:
     def losses(self, batch: MicroBatch, anchors: LogProbAnchor, context: LossContext) -> Iterator[LossTerm]:
         """One part a step: [clipped ratio + kl_beta * KL] / W."""
         for step in range(block_of(batch).num_steps):
-            yield self._part(batch, anchors, step, context)
+            yield self._part(batch, anchors.log_prob[:, step], step, context)
 
-    def _part(self, batch: MicroBatch, anchors: LogProbAnchor, step: int, context: LossContext) -> LossTerm:
-        config, block, anchor = self.config, block_of(batch), anchors.log_prob[:, step]
-        reference = replay_reference(context.policy, block, batch.features, step) if config.kl_beta > 0 else None
-        replay = replay_of(context.policy, block, batch.features, step, detach_uncond=config.detach_uncond)
-        log_ratio = replay.log_prob - anchor
-        loss = clipped_loss(log_ratio, batch.advantages, config.clip_range)
-        means = clip_metrics(log_ratio, batch.advantages, config.clip_range)
-        means["mismatch_abs_dlogp"] = (anchor - block.behavior_log_prob[:, step]).abs()
-        if reference is not None:
-            kl, kl_means = kl_to_base(block, replay, reference, config.kl_convention)
-            means |= kl_means
-            loss = loss + config.kl_beta * kl
-        return LossTerm(loss=loss.sum() / block.num_steps, means=means, ranges={"ratio": log_ratio.detach().exp()})
+    def _part(self, batch: MicroBatch, anchor: torch.Tensor, step: int, context: LossContext) -> LossTerm:
+        config = self.config
+        part = clipped_step(
+            batch, anchor, step, context, clip_range=config.clip_range, detach_uncond=config.detach_uncond,
+            kl_convention=config.kl_convention if config.kl_beta > 0 else None,
+        )  # fmt: skip
+        loss = part.loss if part.kl is None else part.loss + config.kl_beta * part.kl
+        return LossTerm(loss=loss.sum() / block_of(batch).num_steps, means=part.means, ranges={"ratio": part.ratio})

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
-from learner.objectives.clipping import PARITY_SHARE, clip_metrics, clipped_loss, kl_to_base, replay_forwards
-from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of, replay_of, replay_reference
+from learner.objectives.clipping import clipped_needs, clipped_step, replay_forwards
+from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of
 from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
 
 
@@ -60,12 +60,7 @@ class Tempflow:
     @property
     def needs(self) -> Needs:
         """Trajectories; a base forward when the KL weighs; parity to a fifth of the clip range when it takes the stored log-probs."""
-        return Needs(
-            trajectory=True,
-            base=self.config.kl_beta > 0,
-            parity_tolerance=self.config.clip_range * PARITY_SHARE,
-            stored_anchor=self.anchor == "behavior",
-        )
+        return clipped_needs(self.config.clip_range, self.anchor, base=self.config.kl_beta > 0)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> LogProbAnchor:
         """Log-probs before the update."""
@@ -74,18 +69,17 @@ class Tempflow:
     def losses(self, batch: MicroBatch, anchors: LogProbAnchor, context: LossContext) -> Iterator[LossTerm]:
         """One part a step."""
         for step in range(block_of(batch).num_steps):
-            yield self._part(batch, anchors, step, context)
+            yield self._part(batch, anchors.log_prob[:, step], step, context)
 
-    def _part(self, batch: MicroBatch, anchors: LogProbAnchor, step: int, context: LossContext) -> LossTerm:
-        config, block, anchor = self.config, block_of(batch), anchors.log_prob[:, step]
-        reference = replay_reference(context.policy, block, batch.features, step) if config.kl_beta > 0 else None
-        replay = replay_of(context.policy, block, batch.features, step, detach_uncond=config.detach_uncond)
-        log_ratio, weight = replay.log_prob - anchor, noise_weights(replay.transition.std, config.noise_weight)
-        loss = weight * clipped_loss(log_ratio, batch.advantages, config.clip_range)
-        means = clip_metrics(log_ratio, batch.advantages, config.clip_range)
-        means |= {"step_weight": weight, "mismatch_abs_dlogp": (anchor - block.behavior_log_prob[:, step]).abs()}
-        if reference is not None:
-            kl, kl_means = kl_to_base(block, replay, reference, "exact")
-            means |= kl_means
-            loss = loss + config.kl_beta * kl
-        return LossTerm(loss=loss.sum() / block.num_steps, means=means, ranges={"ratio": log_ratio.detach().exp()})
+    def _part(self, batch: MicroBatch, anchor: torch.Tensor, step: int, context: LossContext) -> LossTerm:
+        config = self.config
+        part = clipped_step(
+            batch, anchor, step, context, clip_range=config.clip_range, detach_uncond=config.detach_uncond,
+            kl_convention="exact" if config.kl_beta > 0 else None,
+        )  # fmt: skip
+        weight = noise_weights(part.replay.transition.std, config.noise_weight)
+        loss = weight * part.loss
+        if part.kl is not None:
+            loss = loss + config.kl_beta * part.kl
+        means = {**part.means, "step_weight": weight}
+        return LossTerm(loss=loss.sum() / block_of(batch).num_steps, means=means, ranges={"ratio": part.ratio})
