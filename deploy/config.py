@@ -84,6 +84,11 @@ def _arithmetic(config: RunConfig) -> list[str]:
         return [
             f"learner.groups_per_update={groups} is not a multiple of learner.optimizer_steps={steps}; minibatches are whole groups: change one"
         ]
+    subset, group_size = config.learner.advantage.subset, config.rollout.group_size
+    if subset > group_size:
+        return [
+            f"learner.advantage.subset={subset} exceeds rollout.group_size={group_size}, of which it is a part; lower it, or leave it out"
+        ]
     return []
 
 

@@ -18,7 +18,7 @@ class Plan:
     minibatch_samples: int  # an optimizer step
     window: int  # W, stochastic steps kept
     sampling_forwards: float  # a sample, no-grad forwards
-    learning_forwards: float  # a sample, in units of one no-grad forward
+    learning_forwards: float  # a sample, trained or not, in units of one no-grad forward
     group_bytes: int
     update_bytes: int
     total_bytes: int
@@ -43,7 +43,9 @@ def make_plan(config: RunConfig) -> Plan:
         minibatch_samples=images // config.learner.optimizer_steps,
         window=window,
         sampling_forwards=config.rollout.num_steps * facts.guided,
-        learning_forwards=config.learner.objective.forwards(facts),
+        learning_forwards=config.learner.objective.forwards(facts)
+        * config.learner.advantage.num_trained(facts.group_size)
+        / facts.group_size,
         group_bytes=group_bytes,
         update_bytes=group_bytes * config.learner.groups_per_update,
         total_bytes=group_bytes * config.learner.groups_per_update * config.schedule.num_updates,

@@ -33,6 +33,10 @@ class AdvantageConfig(StrictModel):
             raise ValueError(f"subset={self.subset} with kind={self.kind!r}, which chooses a group's samples itself; leave subset out")
         return self
 
+    def num_trained(self, group_size: int) -> int:
+        """How many of a group's K samples train, when all are scored and the group is not flat."""
+        return {"pair": 2, "best": 1}.get(self.kind, self.subset or group_size)
+
 
 class LearnerConfig(StrictModel):
     """One update."""

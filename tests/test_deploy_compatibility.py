@@ -128,6 +128,9 @@ CLASHES: dict[str, Clash] = {
     "more sigmas than there are": Clash(
         recipe=NFT, sets=("learner.objective.timesteps_per_sample=6",), reason="exceeds the 5 sigmas to draw from", remedy="lower it",
     ),
+    "more than the group": Clash(
+        recipe=GRPO, sets=("learner.advantage.subset=18",), reason="subset=18 exceeds rollout.group_size=16", remedy="lower it",
+    ),
     "half a subset": Clash(
         recipe=GRPO, sets=("learner.advantage.subset=3",), reason="subset=3 is odd", remedy="make it even, or 0 for all",
     ),

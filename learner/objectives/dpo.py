@@ -46,8 +46,8 @@ class DpoConfig(ObjectiveSettings):
         return problems
 
     def forwards(self, run: RunFacts) -> float:
-        """A trained forward and one of the reference a sigma, for two of a group's images."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0) * PAIR / run.group_size
+        """A trained forward and one of the reference a sigma."""
+        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0)
 
 
 def reference_rule(interval: int) -> SnapshotRule:

@@ -56,7 +56,7 @@ class ObjectiveSettings(StrictModel):
         return []
 
     def forwards(self, run: RunFacts) -> float:
-        """Return what an image costs the learner in an update, in no-grad forwards of one unguided velocity."""
+        """Return what a trained image costs the learner in an update, in no-grad forwards of one unguided velocity."""
         raise NotImplementedError
 
     @property

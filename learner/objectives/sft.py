@@ -35,8 +35,8 @@ class SftConfig(ProbeSettings):
         return problems
 
     def forwards(self, run: RunFacts) -> float:
-        """A trained forward a sigma, for one image of each group."""
-        return self.timesteps_per_sample * BACKWARD_FORWARDS / run.group_size
+        """A trained forward a sigma."""
+        return self.timesteps_per_sample * BACKWARD_FORWARDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
