@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from common.errors import CorruptFile
 from deploy.config import PROJECT
@@ -16,30 +15,13 @@ from learner.objectives.grpo import GrpoConfig
 from learner.objectives.nft import NftConfig
 from learner.state import StateArchive
 from tests.learner_fakes import MemoryFiles
-from tests.test_learner_update import OBJECTIVES, batch_with, flat, learner_of
+from tests.resume_check import check_resume
+from tests.test_learner_update import OBJECTIVES, batch_with, learner_of
 
 
 @OBJECTIVES
 def test_six_updates_equal_three_saved_loaded_elsewhere_and_three_more(objective: Any) -> None:
-    whole, first, second = (learner_of(objective=objective, optimizer_steps=2, warmup_steps=5) for _ in range(3))
-    archive = StateArchive(MemoryFiles(), states_kept=2, writer_id="w")
-    for update in range(1, 7):
-        batch = batch_with(whole, update)
-        whole.update(*batch)
-        if update <= 3:
-            first.update(*batch)
-        if update == 3:
-            archive.save(first)
-            archive.load(second, 3)
-        if update > 3:
-            second.update(*batch)
-    assert second.version == whole.version == 6  # O15: bitwise
-    assert torch.equal(flat(second.live), flat(whole.live))
-    assert whole.snapshots.counts == second.snapshots.counts
-    for name, state in whole.snapshots.states.items():
-        assert torch.equal(flat(state), flat(second.snapshots.states[name])), name
-    for key, moments in whole.optimizer.state_dict()["state"].items():
-        assert all(torch.equal(tensor, second.optimizer.state_dict()["state"][key][name]) for name, tensor in moments.items())
+    check_resume(lambda: learner_of(objective=objective, optimizer_steps=2, warmup_steps=5), batch_with, updates=6, cut=3)
 
 
 def test_states_are_thinned_and_partial_folders_do_not_count() -> None:

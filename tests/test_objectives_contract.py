@@ -15,12 +15,12 @@ from deploy.config import PROJECT, RunConfig, load_config, recipe_names, run_fac
 from learner.config import LearnerConfig
 from learner.objectives.registry import OBJECTIVES, settings_type
 from learner.objectives.settings import BACKWARD_FORWARDS
-from learner.state import StateArchive
 from learner.update import Learner, make_learner
 from rollout_workers.windows import make_window_plan
-from tests.learner_fakes import MemoryFiles, manifest_of, sample_groups, sampler_spec, score_by_latents
+from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import StubPolicy, mixture_policy
 from tests.mixture import near_target
+from tests.resume_check import check_resume, flat
 
 MAX_LINES = 150
 GROUPS, GROUP_SIZE = 4, 8
@@ -72,11 +72,6 @@ def batch_for(learner: Learner, name: str, update: int, reward: Any = near_targe
     return manifest_of(update, groups, score_by_latents(groups, reward)), groups
 
 
-def flat(state: Any) -> torch.Tensor:
-    """All tensors of an adapter in one."""
-    return torch.cat([state[key].flatten() for key in sorted(state)])
-
-
 @ALL
 def test_it_stands_in_one_short_file_under_its_name_with_a_recipe_that_agrees_with_it(name: str) -> None:
     module = OBJECTIVES[name].partition(":")[0]
@@ -118,22 +113,7 @@ def test_a_constant_reward_moves_nothing(name: str) -> None:
 
 @ALL
 def test_four_updates_equal_two_saved_loaded_elsewhere_and_two_more(name: str) -> None:
-    whole, first, second = (learner_of(name) for _ in range(3))
-    archive = StateArchive(MemoryFiles(), states_kept=2, writer_id="w")
-    for update in range(1, 5):
-        batch = batch_for(whole, name, update)
-        whole.update(*batch)
-        if update <= 2:
-            first.update(*batch)
-        if update == 2:
-            archive.save(first)
-            archive.load(second, 2)
-        if update > 2:
-            second.update(*batch)
-    assert torch.equal(flat(second.live), flat(whole.live))  # O15: bitwise
-    assert second.snapshots.counts == whole.snapshots.counts
-    for snapshot, state in whole.snapshots.states.items():
-        assert torch.equal(flat(state), flat(second.snapshots.states[snapshot])), snapshot
+    check_resume(lambda: learner_of(name), lambda learner, update: batch_for(learner, name, update), updates=4, cut=2)
 
 
 class CountingPolicy:
@@ -169,8 +149,9 @@ def test_its_cost_is_what_it_says(name: str) -> None:
     counter = CountingPolicy(learner.policy)
     with counter.counted():
         result = learner.update(*batch)
-    facts = replace(run_facts(config), group_size=GROUP_SIZE, recomputes=False)
-    images = GROUP_SIZE * int((~result.batch.flat).sum())  # flat groups see no forward
-    assert counter.cost == pytest.approx(config.learner.objective.forwards(facts) * images, rel=1e-6)
+    facts = replace(run_facts(config), recomputes=False)
+    assert counter.cost == pytest.approx(config.learner.objective.forwards(facts) * result.metrics["num_samples"], rel=1e-6)
+    trained = config.learner.advantage.num_trained(GROUP_SIZE) * int((~result.batch.flat).sum())
+    assert result.metrics["num_samples"] == trained  # what the plan multiplies by
     assert all(value == value and abs(value) < float("inf") for value in result.metrics.values())
     assert torch.equal(flat(learner.policy.read_adapter()), flat(mixture_policy().read_adapter()))  # the policy is left as it was found

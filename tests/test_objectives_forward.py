@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from common.seeding import derive_seed
 from common.types import Manifest, RolloutGroup
 from learner.advantages import make_estimator
 from learner.config import AdvantageConfig, LearnerConfig
@@ -19,9 +18,9 @@ from learner.objectives.awm import Awm, AwmConfig, LikelihoodAnchor, log_likelih
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs, Objective
 from learner.objectives.nft import BEHAVIOR, Nft, NftConfig
 from learner.objectives.orw import Orw, OrwConfig
-from learner.objectives.probes import Probes, ProbeSettings, draw_probes
+from learner.objectives.probes import Probes, draw_probes
 from learner.objectives.rwr import Rwr, RwrConfig, reward_weights
-from learner.objectives.settings import BACKWARD_FORWARDS, ObjectiveSettings, RunFacts
+from learner.objectives.settings import ObjectiveSettings, RunFacts
 from learner.objectives.sft import Sft, SftConfig
 from learner.objectives.vgrpo import Vgrpo, VgrpoConfig, soft_clipped
 from learner.snapshots import EMA_REF, Moment, ema_ref_rule
@@ -401,34 +400,7 @@ def test_the_behavior_policy_of_nft_is_the_live_one_after_the_first_update_and_l
         torch.testing.assert_close(later[name], expected, rtol=5e-7, atol=1e-7)  # float32; the lag of 1e-5 is larger
 
 
-# --- the contract ---
-
-
-@ALL
-def test_micro_batches_do_not_change_the_update(name: str) -> None:
-    results = []
-    for micro_batch in (24, 5, 1):
-        learner = learner_of(FAMILY[name], micro_batch=micro_batch)
-        metrics = learner.update(*scored_groups(learner.policy)).metrics  # type: ignore[arg-type]
-        results.append((metrics, torch.cat([learner.live[key].flatten() for key in sorted(learner.live)])))
-    for metrics, live in results[1:]:
-        assert metrics["grad_norm"] == pytest.approx(results[0][0]["grad_norm"], rel=1e-5)  # O8
-        assert metrics["loss"] == pytest.approx(results[0][0]["loss"], abs=1e-5)
-        # Adam divides by the gradient's size: float32 noise of 1e-7 against gradients of 1e-2 moves steps of 1e-2 by 1e-6
-        torch.testing.assert_close(live, results[0][1], rtol=0, atol=1e-5)
-
-
-@ALL
-def test_the_stated_cost_is_that_of_the_forwards_that_run(name: str) -> None:
-    policy, objective = linear_policy(fresh=False), FAMILY[name].make("recompute")
-    batch = batch_of(policy, objective, "best" if name == "sft" else "group_std")
-    policy.num_forwards = {"on": 0, "off": 0}
-    _, _, terms = run_terms(objective, batch, at_sampling_weights(policy))
-    calls = sum(policy.num_forwards.values())
-    share_that_trains = batch.num_samples / 12
-    expected = (BACKWARD_FORWARDS * len(terms) + calls - len(terms)) * share_that_trains
-    assert FAMILY[name].forwards(facts()) == pytest.approx(expected)
-    assert objective.needs.base == (policy.num_forwards["off"] > 0)
+# --- refusals ---
 
 
 def test_what_cannot_be_trained_is_refused_with_a_remedy() -> None:
@@ -440,62 +412,3 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy() -> None:
     assert AwmConfig(ema_kl_beta=0.0, kl_beta=0.0, clip_range=0.2).problems(facts()) == []
     assert AwmConfig().warnings(facts()) == []
     assert "guidance_scale=4.5" in AwmConfig().warnings(facts(guidance_scale=4.5))[0]
-
-
-# --- probes ---
-
-
-def with_seeds(batch: MicroBatch, count: int) -> MicroBatch:
-    return replace(batch, clean=batch.clean[:1].expand(count, -1, -1, -1), probe_seeds=tuple(range(count)))
-
-
-@pytest.fixture(scope="module")
-def batch() -> MicroBatch:
-    return batch_of(linear_policy(), Rwr(config=RwrConfig()))
-
-
-@pytest.mark.parametrize(("fraction", "low"), [(1.0, 0.0), (0.5, 0.5)])
-def test_stratified_probes_cover_each_stratum_once_in_random_order(batch: MicroBatch, fraction: float, low: float) -> None:
-    sigma = draw_probes(with_seeds(batch, 200), 5, fraction, times="stratified").sigma
-    assert (sigma > low).all() and (sigma <= 1.0).all()
-    stratum = ((1.0 - sigma) / fraction * 5).floor().long()
-    assert (stratum.sort(dim=0).values == torch.arange(5)[:, None]).all()
-    assert len({tuple(column) for column in stratum.T.tolist()}) > 50  # of 120 orders
-    inside = (1.0 - sigma) / fraction * 5 - stratum
-    assert float(inside.mean()) == pytest.approx(0.5, abs=4 * 0.2887 / 1000**0.5)  # 4 standard errors of a uniform's mean
-
-
-def test_uniform_and_logit_normal_times_have_their_moments(batch: MicroBatch) -> None:
-    count = 2000
-    uniform = draw_probes(with_seeds(batch, count), 1, 0.8, times="uniform").sigma.double()
-    assert uniform.min() > 0.2 and uniform.max() <= 1.0
-    assert float(uniform.mean()) == pytest.approx(0.6, abs=4 * 0.8 * 0.2887 / count**0.5)
-    logits = torch.logit(draw_probes(with_seeds(batch, count), 1, times="logit_normal").sigma.double())
-    assert float(logits.mean()) == pytest.approx(0.0, abs=4 / count**0.5)
-    assert float(logits.std()) == pytest.approx(1.0, abs=4 / (2 * count) ** 0.5)
-
-
-@pytest.mark.parametrize("times", ["grid", "stratified", "uniform", "logit_normal"])
-def test_shared_probes_are_equal_within_a_group_and_differ_between_groups(batch: MicroBatch, times: Any) -> None:
-    probes = draw_probes(batch, 3, shared=True, times=times)
-    own = draw_probes(batch, 3, times=times)
-    for group in (0, 1):
-        rows = batch.group == group
-        assert (probes.noise[:, rows] == probes.noise[:, rows][:, :1]).all()
-        assert (probes.sigma[:, rows] == probes.sigma[:, rows][:, :1]).all()
-        assert len(own.noise[:, rows].unique(dim=1)[0]) == 6
-    assert not torch.equal(probes.noise[:, 0], probes.noise[:, -1])
-    assert not torch.equal(probes.sigma[:, 0], probes.sigma[:, -1])
-    vgrpo = Vgrpo(config=VgrpoConfig(times=times, timesteps_per_sample=3))
-    torch.testing.assert_close(anchors_of(vgrpo, batch, context(linear_policy())).probes.noise, probes.noise, rtol=0, atol=0)
-
-
-def test_default_probes_are_the_first_of_a_seeded_order_of_the_grid(batch: MicroBatch) -> None:
-    found = draw_probes(batch, 2)
-    for column, seed in enumerate(batch.probe_seeds):
-        order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sigma"))).permutation(6)
-        noise = np.random.Generator(np.random.Philox(key=derive_seed(seed, "noise"))).standard_normal((2, 4, 1, 1), dtype=np.float32)
-        assert found.sigma[:, column].tolist() == [float(batch.grid[index]) for index in order[:2]]
-        assert np.array_equal(found.noise[:, column].numpy(), noise)
-    settings = ProbeSettings(name="any")
-    torch.testing.assert_close(settings.draw(batch).sigma, found.sigma, rtol=0, atol=0)
