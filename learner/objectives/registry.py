@@ -11,6 +11,7 @@ from learner.objectives.settings import ObjectiveSettings
 
 OBJECTIVES: Mapping[str, str] = {
     "awm": "learner.objectives.awm:AwmConfig",
+    "crd": "learner.objectives.crd:CrdConfig",
     "dance": "learner.objectives.dance:DanceConfig",
     "dgpo": "learner.objectives.dgpo:DgpoConfig",
     "dpo": "learner.objectives.dpo:DpoConfig",
