@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives chaos clean
+.PHONY: lane-monitoring lane-browser lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -54,6 +54,18 @@ compare-objectives: setup  ## every objective on tiny-geneval: about 7 hours on 
 chaos: setup  ## kill -9 thirty random processes of a real run, audit it, compare it bit by bit with one that nobody touched
 	rm -rf runs/chaos
 	$(PY) -m deploy.chaos --kills 30 --seed 1
+
+PROMETHEUS := build/prometheus/usr/bin/prometheus
+
+$(PROMETHEUS):
+	mkdir -p build/prometheus
+	cd build/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
+
+lane-monitoring: setup $(PROMETHEUS)  ## dashboards, alerts and metrics against Debian's Prometheus and promtool, fetched without root
+	$(PY) -m pytest -m prometheus
+
+lane-browser: setup  ## pages in a headless Chromium
+	$(PY) -m pytest -m browser
 
 LANE := -m pytest -c /dev/null --rootdir . --noconftest -p no:cacheprovider
 
