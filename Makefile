@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: lane-monitoring lane-browser lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives chaos clean
+.PHONY: lane-monitoring lane-browser lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives monitoring cluster chaos clean
 
 setup: $(VENV)/.stamp
 
@@ -50,6 +50,15 @@ curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file 
 compare-objectives: setup  ## every objective on tiny-geneval: about 7 hours on 2 cores; resumable, a raw file a run, then table and plot
 	$(PY) -m deploy.objective_runs run
 	$(PY) -m deploy.objective_runs draw
+
+monitoring: setup  ## dashboards, alert rules and docs/metrics.md, written anew from deploy/monitoring
+	$(PY) -m deploy.monitoring.build
+	$(PY) -m deploy.monitoring.alerts
+	$(PY) -m tests.alert_cases
+	$(PY) -m deploy.monitoring.metric_page
+
+cluster: setup  ## three Ray nodes on this machine behind a token, and tiny-geneval submitted to them for three minutes
+	$(PY) -m deploy.local_cluster tiny-geneval --minutes 3
 
 chaos: setup  ## kill -9 thirty random processes of a real run, audit it, compare it bit by bit with one that nobody touched
 	rm -rf runs/chaos

@@ -1,10 +1,14 @@
 """Numbers that a component shows about itself, taken by its heartbeat from another thread."""
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
+PROCESS_MARK: Final = "process_mark"
+"""A number that each process draws anew: its totals began at 0 with it."""
 MAX_LABELS = 16  # distinct reasons kept apart; metric labels stay few and bounded
 
 
@@ -14,7 +18,7 @@ class Gauges:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._values: dict[str, float] = {}
+        self._values: dict[str, float] = {PROCESS_MARK: float(secrets.randbits(48))}
 
     def set(self, name: str, value: float) -> None:
         """Put the latest value of a gauge."""

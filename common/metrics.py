@@ -1,18 +1,32 @@
-"""The names of flowfleet's Prometheus metrics, and the one registry that holds them.
+"""RunMetrics: the values behind /metrics, kept family by family as common/metric_catalog.py lists them, and the port that serves them.
 
-Prefix flowfleet_, base units, counters end in _total; labels run, slot, reason, state, reward, name (of a sensor): few and bounded.
+prometheus_client's own counters add a _created series each and cannot follow totals that are counted elsewhere (the ledger's), so the
+values are kept here and handed out as a collector. Only what the catalog names can be shown.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+import os
+import socket
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-MAX_NAMES = 200  # distinct gauge names that components may bring
+from common.errors import ConfigError
+from common.metric_catalog import BY_NAME, CATALOG, PREFIX, Kind, Metric
+
+Labels = tuple[str, ...]
+"""Values of a family's labels but run, in the catalog's order."""
+Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
+LOOPBACK: Final = "127.0.0.1"
 
 
-class RunMetrics:
-    """What the Coordinator shows of a run at /metrics.
+class RunMetrics(Collector):
+    """What the Coordinator shows of a run at /metrics. Names are the catalog's without the prefix; safe to use from several threads.
 
     Args:
         run: the run's name, a label of every series.
@@ -20,81 +34,131 @@ class RunMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self.registry = CollectorRegistry()
-        self._groups = self._gauge("groups", "Groups by state of the ledger.", "state")
-        self._issued = self._gauge("groups_issued", "Group numbers issued so far.")
-        self._version = self._gauge("policy_version", "Newest published policy version.")
-        self._update = self._gauge("update", "Newest finished update.")
-        self._staleness = self._gauge("staleness_updates", "Mean staleness of the newest manifest's groups.")
-        self._evaluations = self._gauge("evaluations_pending", "Evaluations under way.")
-        self._learner_wait = self._gauge("learner_wait_seconds", "How long the learner has been waiting for its next batch.")
-        self._dropped = self._gauge("groups_dropped", "Dropped groups by reason.", "reason")
-        self._evaluated = self._gauge("evaluation_score", "Frozen evaluation: mean over task means.", "reward")
-        self._expired = Counter("flowfleet_leases_expired", "Leases that expired.", ["run"], registry=self.registry).labels(run=run)
-        self._sensor = self._gauge("sensor", "Smoothed image statistic or watch reward; the base model's band is -1 to 1.", "name")
-        self._alerts = Counter(
-            "flowfleet_sensor_alerts", "Sensors that left their band while a train reward rose.", ["run", "name"], registry=self.registry
-        )  # fmt: skip
-        self._coverage = self._gauge("reward_coverage", "Scored over applicable images of the newest groups, in [0, 1].", "reward")
-        self._pool_down = self._gauge("reward_pool_down", "1 while every server of the reward has its breaker open.", "reward")
-        self._brought: dict[str, Gauge] = {}
+        self._lock = threading.Lock()
+        self._values: dict[str, dict[Labels, float]] = {metric.name: {} for metric in CATALOG}
+        self._histograms: dict[str, dict[Labels, _Histogram]] = {metric.name: {} for metric in CATALOG}
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"flowfleet_{name}", text, ["run", *labels], registry=self.registry)
+    def put(self, name: str, value: float, *labels: str) -> None:
+        """Set a gauge's series."""
+        metric = _find(name, "gauge", labels)
+        with self._lock:
+            self._values[metric.name][labels] = float(value)
 
-    def show_counts(self, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-        """Groups by state, and drops by reason."""
-        for state, count in counts.items():
-            if state == "issued":
-                self._issued.labels(run=self._run).set(count)
-            else:
-                self._groups.labels(run=self._run, state=state).set(count)
-        for reason, count in dropped.items():
-            self._dropped.labels(run=self._run, reason=reason).set(count)
+    def replace(self, name: str, values: Mapping[Labels, float]) -> None:
+        """Make these a gauge's only series; those that it had besides are gone."""
+        metric = _find(name, "gauge", *values)
+        with self._lock:
+            self._values[metric.name] = {labels: float(value) for labels, value in values.items()}
 
-    def show_progress(self, *, version: int, update: int, evaluations: int, learner_wait_s: float, staleness: float) -> None:
-        """How far the run is."""
-        self._version.labels(run=self._run).set(version)
-        self._update.labels(run=self._run).set(update)
-        self._evaluations.labels(run=self._run).set(evaluations)
-        self._learner_wait.labels(run=self._run).set(learner_wait_s)
-        self._staleness.labels(run=self._run).set(staleness)
+    def count(self, name: str, amount: float, *labels: str) -> None:
+        """Add to a counter; 0 makes its series visible before anything is counted."""
+        metric = _find(name, "counter", labels)
+        assert amount >= 0, f"RunMetrics.count: {name} cannot fall by {-amount}"
+        with self._lock:
+            self._values[metric.name][labels] = self._values[metric.name].get(labels, 0.0) + amount
 
-    def show_evaluation(self, scores: Mapping[str, float]) -> None:
-        """The newest evaluation's means by reward."""
-        for reward, value in scores.items():
-            self._evaluated.labels(run=self._run, reward=reward).set(value)
+    def follow(self, name: str, total: float, *labels: str) -> None:
+        """Let a counter stand at a total that is counted elsewhere; a total that fell is no counter's, and changes nothing."""
+        metric = _find(name, "counter", labels)
+        with self._lock:
+            self._values[metric.name][labels] = max(float(total), self._values[metric.name].get(labels, 0.0))
 
-    def count_expired(self, number: int) -> None:
-        """Leases that expired just now."""
-        self._expired.inc(number)
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Put a value into a histogram."""
+        metric = _find(name, "histogram", labels)
+        with self._lock:
+            series = self._histograms[metric.name].setdefault(labels, _Histogram(metric.buckets))
+            series.observe(value)
 
-    def show_sensors(self, positions: Mapping[str, float], alerted: Iterable[str]) -> None:
-        """Where each sensor stands in its band, and the sensors that alerted just now."""
-        for name, position in positions.items():
-            self._sensor.labels(run=self._run, name=name).set(position)
-            self._alerts.labels(run=self._run, name=name)  # shown as 0 before the first
-        for name in alerted:
-            self._alerts.labels(run=self._run, name=name).inc()
+    def open(self, name: str, *labels: str) -> None:
+        """Make a histogram's series visible before anything is observed."""
+        metric = _find(name, "histogram", labels)
+        with self._lock:
+            self._histograms[metric.name].setdefault(labels, _Histogram(metric.buckets))
 
-    def show_pools(self, coverage: Mapping[str, float], down: Mapping[str, bool]) -> None:
-        """How much of what they were asked the rewards scored, and which pools are down."""
-        for reward, share in coverage.items():
-            self._coverage.labels(run=self._run, reward=reward).set(share)
-        for reward, is_down in down.items():
-            self._pool_down.labels(run=self._run, reward=reward).set(float(is_down))
+    def keep(self, name: str, labels: Collection[Labels]) -> None:
+        """Forget a counter's series but these: of slots that are gone."""
+        metric = _find(name, "counter", *labels)
+        with self._lock:
+            self._values[metric.name] = {key: value for key, value in self._values[metric.name].items() if key in labels}
 
-    def show_brought(self, prefix: str, slot: str, values: Mapping[str, float]) -> None:
-        """Gauges that a component brought, one series a slot; beyond MAX_NAMES names the rest is left out."""
-        for key, value in values.items():
-            name = f"flowfleet_{prefix}_" + re.sub(r"[^a-zA-Z0-9_]", "_", key)
-            if name not in self._brought:
-                if len(self._brought) >= MAX_NAMES:
-                    continue
-                self._brought[name] = Gauge(name, f"{key}, as {prefix} reports it.", ["run", "slot"], registry=self.registry)
-            self._brought[name].labels(run=self._run, slot=slot).set(value)
+    def collect(self) -> Iterator[Family]:
+        """Yield every family of the catalog, those without series too."""
+        with self._lock:
+            values = {name: dict(series) for name, series in self._values.items()}
+            histograms = {name: {key: each.cumulated() for key, each in table.items()} for name, table in self._histograms.items()}
+        for metric in CATALOG:
+            names = ["run", *metric.labels]
+            if metric.kind == "histogram":
+                family = HistogramMetricFamily(metric.name, metric.text, labels=names)
+                for labels, (buckets, total) in sorted(histograms[metric.name].items()):
+                    family.add_metric([self._run, *labels], buckets, total)
+                yield family
+                continue
+            numbers = (GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily)(metric.name, metric.text, labels=names)
+            for labels, value in sorted(values[metric.name].items()):
+                numbers.add_metric([self._run, *labels], value)
+            yield numbers
 
 
-def serve_metrics(registry: CollectorRegistry, port: int) -> None:
-    """Serve /metrics on loopback from a daemon thread. Raises OSError when the port is taken."""
-    start_http_server(port, addr="127.0.0.1", registry=registry)
+class _Histogram:
+    """Counts by bucket (value <= bound), and the sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def cumulated(self) -> tuple[list[tuple[str, float]], float]:
+        """(bound as text, values at or below it), and the sum."""
+        ends = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        return [(end, float(sum(self._counts[: index + 1]))) for index, end in enumerate(ends)], self._sum
+
+
+def _find(name: str, kind: Kind, *labels: Labels) -> Metric:
+    metric = BY_NAME.get(PREFIX + name)
+    assert metric is not None and metric.kind == kind, f"RunMetrics: {name} is no {kind} of common/metric_catalog.py; add it there first"
+    assert all(len(each) == len(metric.labels) for each in labels), f"RunMetrics: {name} has the labels {metric.labels}, not {labels}"
+    return metric
+
+
+def check_port(port: int, host: str = LOOPBACK) -> None:
+    """See that `serve_metrics` could listen here now, before anything costly starts. Raises ConfigError."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        raise _refusal(error, port, host) from None
+
+
+def _refusal(error: OSError, port: int, host: str) -> ConfigError:
+    cause = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
+    return ConfigError(
+        f"coordinator: /metrics cannot listen on {host}:{port} ({cause}); a run has a port of its own: end who holds it, "
+        "or set cluster.metrics_port to a free one (0: none) and cluster.metrics_host to an address of this machine"
+    )
+
+
+def serve_metrics(registry: CollectorRegistry, port: int, host: str = LOOPBACK) -> Callable[[], None]:
+    """Serve /metrics from a daemon thread; return what ends it.
+
+    Raises:
+        ConfigError: the port is taken, or the host is no address of this machine.
+    """
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise _refusal(error, port, host) from None
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close

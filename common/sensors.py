@@ -5,7 +5,7 @@ images. The base model's evaluation images give its band. An alert says that a s
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,8 +130,13 @@ def smoothed(readings: Sequence[Reading], sensor: str) -> list[float | None]:
 
 def positions(readings: Sequence[Reading], bands: Mapping[str, Band]) -> dict[str, float]:
     """Return where each sensor stands now: sensor -> Band.position of its newest smoothed value."""
-    newest = {name: _mean(readings[-WINDOW:], name) for name in bands}
-    return {name: bands[name].position(value) for name, value in newest.items() if value is not None}
+    return {name: bands[name].position(value) for name, value in newest(readings, bands).items()}
+
+
+def newest(readings: Sequence[Reading], sensors: Iterable[str]) -> dict[str, float]:
+    """Return the newest smoothed value of each sensor that was measured."""
+    found = {name: _mean(readings[-WINDOW:], name) for name in sensors}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def judge(readings: Sequence[Reading], bands: Mapping[str, Band], train: Collection[str]) -> list[Alert]:

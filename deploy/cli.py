@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from common.errors import FlowfleetError, Interrupted
 from common.logs import configure_logging
-from deploy.commands import artifacts, catalog, cluster, comparison, control, doctor, evaluation, training
+from deploy.commands import artifacts, catalog, cluster, comparison, control, doctor, evaluation, export, training, watch
 
 app = typer.Typer(
     name="flowfleet",
@@ -27,6 +27,8 @@ training.register(app)
 evaluation.register(app)
 comparison.register(app)
 artifacts.register(app)
+export.register(app)
+watch.register(app)
 control.register(app)
 cluster.register(app)
 doctor.register(app)

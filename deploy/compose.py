@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 
 from common.config import config_digest
 from common.policy.config import ModelConfig
@@ -50,6 +51,8 @@ def compose(config: RunConfig, prompts: PromptSets, store_url: str, incarnation:
             run=config.run.name, config_digest=config_digest(config), schedule=config.schedule, store=config.store,
             groups_per_update=config.learner.groups_per_update, group_size=config.rollout.group_size,
             rollout_snapshot=config.rollout.snapshot, rewards=reward_specs(config), protocol=protocol,
+            state_interval=config.learner.state_interval, objective=config.learner.objective.name,
+            software_version=metadata.version("flowfleet"),
         ),
         learner=LearnerSettings(
             store_url=store_url, run_seed=config.run.seed, incarnation=incarnation, model=model, learner=config.learner,

@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 
 from common.config import StrictModel, apply_sets, parse
 from common.errors import ConfigError
+from common.metrics import LOOPBACK
 from common.policy.config import ModelConfig
 from common.store.config import EvaluationConfig, ScheduleConfig, StoreConfig
 from deploy.autoscale import AutoscaleSection
 from deploy.extends import read_extended
+from deploy.sinks.settings import SinksSection
 from learner.config import LearnerConfig
 from learner.objectives.settings import RunFacts
 from reward_servers.config import RewardConfig
@@ -42,12 +44,14 @@ class PromptSection(StrictModel):
 class ClusterSection(StrictModel):
     """What Ray reserves; speed only, never the maths."""
 
-    metrics_port: int = Field(0, ge=0, le=65535)  # of /metrics on loopback; 0 = none
+    metrics_port: int = Field(0, ge=0, le=65535)  # of /metrics on the Coordinator; 0 = none; 9464 is the documented choice
+    metrics_host: str = Field(LOOPBACK, min_length=1)  # another address, or 0.0.0.0, lets others read /metrics: it asks for no password
     rollout_gpus: float = Field(0.0, ge=0)  # a worker
     learner_gpus: float = Field(0.0, ge=0)
     reward_gpus: float = Field(0.0, ge=0)  # a server
     start_timeout_s: float = Field(300.0, gt=0)  # until every actor has answered once
     drain_timeout_s: float = Field(600.0, gt=0)  # until a drained actor has finished its group and left; after a stop, until all have
+    grows: bool = False  # the cluster's own autoscaler adds nodes: what no node holds yet is waited for, not refused
 
 
 class RunConfig(StrictModel):
@@ -64,6 +68,7 @@ class RunConfig(StrictModel):
     store: StoreConfig = StoreConfig()
     cluster: ClusterSection = ClusterSection()
     autoscale: AutoscaleSection = AutoscaleSection()
+    sinks: SinksSection = SinksSection()
 
     @property
     def images_per_update(self) -> int:

@@ -10,6 +10,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import FlowfleetError
+from common.metrics import check_port
 from common.store.actor import CoordinatorActor
 from deploy.compose import RunParts, coordinator_builder
 
@@ -23,15 +24,22 @@ AWAY_LIMIT_S = 300.0
 
 
 class CoordinatorLink:
-    """A Coordinator beside the driver. Ray brings it back by itself under the same handle; it then lists the run directory."""
+    """A Coordinator beside the driver. Ray brings it back by itself under the same handle; it then lists the run directory.
+
+    Raises:
+        ConfigError: /metrics cannot listen where the config wants it.
+    """
 
     def __init__(self, parts: RunParts) -> None:
+        cluster = parts.config.cluster
+        if cluster.metrics_port:
+            check_port(cluster.metrics_port, cluster.metrics_host)
         shell: Any = CoordinatorActor  # Ray's decorator adds `options` and `remote`
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         # What it is built from (the prompts are among it) lies in Ray's object store, and a restart needs it again: keep it there.
         self._arguments = ray.put(coordinator_builder(parts))
         self.handle: Any = shell.options(**COORDINATOR_OPTIONS, max_restarts=-1, scheduling_strategy=here).remote(
-            self._arguments, parts.config.cluster.metrics_port
+            self._arguments, cluster.metrics_port, cluster.metrics_host
         )
         self._away_since: float | None = None
 

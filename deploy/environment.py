@@ -26,14 +26,14 @@ def describe_environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+changes" when the tree differs; "unknown" outside a checkout."""
+    """The checkout's commit, with "+changes" when the tree differs; outside a checkout what the image says of itself, or "unknown"."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("FLOWFLEET_COMMIT", "unknown")  # set by deploy/docker
     return head + ("+changes" if dirty.strip() else "")
 
 

@@ -45,6 +45,7 @@ class FleetLimits:
 
     start_timeout_s: float  # until a process answers
     drain_timeout_s: float  # until a drained process has left
+    grows: bool = False  # the cluster adds nodes for what waits: a new process may wait for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +172,11 @@ class FleetBook:
     def late(self, now: float) -> list[SlotRecord]:
         """Slots whose process has not answered within start_timeout_s."""
         return [r for r in self.slots.values() if r.phase is Phase.STARTING and now - r.since > self._limits.start_timeout_s]
+
+    def may_wait(self, record: SlotRecord) -> bool:
+        """Whether a late slot is only spoken of. A learner never is, nor what never answered on a cluster that does not grow: there a
+        mistake is the likelier cause. schedule.stall_timeout_s bounds the wait of all of them together."""
+        return record.slot != LEARNER and (record.was_ready or self._limits.grows)
 
     def drained(self) -> frozenset[str]:
         """Slots that are to get Stop at their next ask."""

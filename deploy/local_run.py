@@ -1,13 +1,18 @@
 """`--local`: the same three loops in one thread of one process, turn by turn; one base model, adapters swapped in place."""
 
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from common.metrics import serve_metrics
 from common.policy.base import Policy
 from common.runtime import prepare_process
-from common.store.control import ControlReader
-from common.store.directive import Directive
+from common.store.control import ROLLOUT, ControlReader, reward_pool
+from common.store.coordinator import Coordinator
+from common.store.directive import Directive, FleetReport, SlotReport
 from common.store.ending import EndKind, Outcome
 from common.store.run_store import STORE_PATIENCE_S, RunStore
 from common.types import Wait
@@ -39,21 +44,46 @@ def run_local(
     """
     prepare_process(parts.config.learner.num_threads)
     coordinator = coordinator_builder(parts, store_patience_s=STORE_PATIENCE_S)()
+    cluster = parts.config.cluster
+    end_serving = serve_metrics(coordinator.metrics.registry, cluster.metrics_port, cluster.metrics_host) if cluster.metrics_port else None
+    try:
+        return _run(parts, coordinator, show, policy=policy, signals=signals)
+    finally:
+        if end_serving is not None:
+            end_serving()
+
+
+def _run(
+    parts: RunParts, coordinator: Coordinator, show: Callable[[dict[str, Any]], None], *, policy: Policy | None, signals: StopSignals | None
+) -> Outcome:
+    """Let the loops take turns until all have returned."""
     learner = LearnerProcess(parts.learner, coordinator, policy)
-    worker = build_local_worker(single_worker(parts), coordinator, learner.policy, RunStore(parts.store_url, patience_s=STORE_PATIENCE_S))
-    loops: dict[str, Iterator[Wait]] = {"rollout": worker.loop()}
-    loops |= {server.slot: scoring_loop(build_server(server, coordinator)) for server in parts.servers}
+    settings, files = single_worker(parts), RunStore(parts.store_url, patience_s=STORE_PATIENCE_S)
+    worker = build_local_worker(settings, coordinator, learner.policy, files)
+    loops: dict[str, Iterator[Wait]] = {settings.slot: worker.loop()}
+    servers = [build_server(server, coordinator) for server in parts.servers]
+    loops |= {server.slot: scoring_loop(server) for server in servers}
     loops["learner"] = learner.loop()
     stops = LocalStops(parts, signals)
     try:
         while loops:
             take_turns(loops)
-            coordinator.tick(Directive(ended=stops.look()))
+            worker.beat()
+            for server in servers:
+                server.beat()
+            coordinator.tick(Directive(ended=stops.look(), report=local_report(parts, loops)))
             show(coordinator.summary())
             time.sleep(IDLE_S)
     finally:
-        coordinator.close("the local process ends")
+        coordinator.close(coordinator.outcome().reason or "the local process ends")
     return coordinator.outcome()
+
+
+def local_report(parts: RunParts, loops: Collection[str]) -> FleetReport:
+    """The one process as a fleet: a slot a loop, and the sizes that there can be."""
+    here = SlotReport(state="running", host=socket.gethostname(), process_ids=(os.getpid(),))
+    servers = Counter(reward_pool(server.reward.name) for server in parts.servers)
+    return FleetReport(driver_process_id=os.getpid(), sizes={ROLLOUT: 1, **servers}, slots=dict.fromkeys(sorted(loops), here))
 
 
 class LocalStops:

@@ -2,7 +2,8 @@
 
 The learner starts first and is fixed; rollout workers are spread; rewards that need no GPU go to nodes without one. A custom
 resource called `learner`, `rollout` or `reward` that some node offers is asked for, one unit a process: so a cluster says
-which nodes take which role, and how many of it.
+which nodes take which role, and how many of it. A role that was pinned so once stays pinned while the run goes on: when the
+last such node is taken away, its processes wait for the next one instead of moving in with another role.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["learner", "rollout", "reward"]
+ROLES: tuple[Role, ...] = ("learner", "rollout", "reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +50,28 @@ def role_of(pool: str) -> Role:
     return "rollout" if head == "rollout" else "reward"
 
 
-def seat(needs: Needs, nodes: Sequence[NodeFacts], taken: Mapping[str, int]) -> Seat:
+def offered_roles(nodes: Sequence[NodeFacts]) -> frozenset[Role]:
+    """The roles whose resource some node offers: those are pinned."""
+    return frozenset(role for role in ROLES if _offered(role, nodes) > 0)
+
+
+def pinned_roles(nodes: Sequence[NodeFacts], before: frozenset[Role], *, grows: bool) -> frozenset[Role]:
+    """The roles that go only where their resource is: those offered now or earlier in this run. On a cluster that grows, all of them as
+    soon as one is: the nodes of the others may not have come yet."""
+    pinned = offered_roles(nodes) | before
+    return frozenset(ROLES) if grows and pinned else pinned
+
+
+def seat(needs: Needs, nodes: Sequence[NodeFacts], taken: Mapping[str, int], pinned: frozenset[Role] = frozenset()) -> Seat:
     """Choose a seat.
 
     Args:
         needs: of the process.
         nodes: those alive.
         taken: node id -> reward servers that were sent there: the next one goes to the emptiest.
+        pinned: of pinned_roles.
     """
-    resources: dict[str, float] = {needs.role: 1.0} if _offered(needs.role, nodes) > 0 else {}
+    resources: dict[str, float] = {needs.role: 1.0} if needs.role in offered_roles(nodes) | pinned else {}
     node_id = _reward_node(needs, nodes, taken) if needs.role == "reward" and needs.num_gpus == 0 else None
     return Seat(
         num_cpus=needs.num_cpus, num_gpus=needs.num_gpus, resources=resources, spread=needs.role == "rollout", node_id=node_id
@@ -80,16 +95,22 @@ def _reward_node(needs: Needs, nodes: Sequence[NodeFacts], taken: Mapping[str, i
     return min(sorted(fitting), key=lambda node_id: taken.get(node_id, 0))
 
 
-def problems(needs: Needs, count: int, nodes: Sequence[NodeFacts]) -> list[str]:
-    """Why `count` processes of a role cannot all run here, each with its remedy; empty when they may."""
+def problems(needs: Needs, count: int, nodes: Sequence[NodeFacts], *, grows: bool = False) -> list[str]:
+    """Why `count` processes of a role cannot all run here, each with its remedy; empty when they may.
+
+    Args:
+        grows: the cluster adds nodes for what waits, so that what its nodes hold now says nothing.
+    """
     found = []
     if needs.num_gpus > 1 and needs.num_gpus != int(needs.num_gpus):
         found.append(f"cluster.{needs.role}_gpus={needs.num_gpus:g}: more than one GPU is a whole number; round it")
+    if grows:
+        return found
     offered = _offered(needs.role, nodes)
     if 0 < offered < count:
         found.append(
             f"{count} {needs.role} processes are wanted, and the cluster's nodes offer {offered:g} of the resource `{needs.role}`; offer more "
-            "of it (`ray start --resources`), or want fewer"
+            "of it (`ray start --resources`), or want fewer; where the cluster adds nodes by itself, say so with cluster.grows=true"
         )
     if count and not any(_fits(needs, node, offered > 0) for node in nodes):
         own = " (a reward's own num_gpus)" if needs.role == "reward" else ""

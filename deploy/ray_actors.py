@@ -19,7 +19,7 @@ from common.store.control import ROLLOUT
 from deploy.compose import RunParts, server_gpus, server_settings, worker_settings
 from deploy.fleet import LEARNER, SlotEnd
 from deploy.learner_group import RankReservation, start_learners
-from deploy.placement import Needs, NodeFacts, Seat, role_of, seat
+from deploy.placement import Needs, NodeFacts, Role, Seat, pinned_roles, role_of, seat
 from learner.ranks import RankLost
 from reward_servers.actor import RewardActor
 from rollout_workers.actor import RolloutActor
@@ -175,6 +175,7 @@ class Launcher:
     def __init__(self, parts: RunParts, coordinator: Any, *, is_own_cluster: bool) -> None:
         self._parts, self._coordinator, self._is_own = parts, coordinator, is_own_cluster
         self._sent: Counter[str] = Counter()  # node id -> reward servers sent there
+        self._pinned: frozenset[Role] = frozenset()  # roles that go only where their resource is
 
     def needs(self, slot: str) -> Needs:
         """What a slot's process reserves."""
@@ -190,7 +191,9 @@ class Launcher:
 
     def start(self, slot: str) -> Member:
         """Ask Ray for a slot's processes and set them to work; returns at once."""
-        place = seat(self.needs(slot), live_nodes(), self._sent)
+        nodes = live_nodes()
+        self._pinned = pinned_roles(nodes, self._pinned, grows=self._parts.config.cluster.grows)
+        place = seat(self.needs(slot), nodes, self._sent, self._pinned)
         if slot == LEARNER:
             return self._start_learner(place)
         if place.node_id is not None:

@@ -96,7 +96,8 @@ class Driver:
     ) -> None:
         cluster = parts.config.cluster
         self._parts, self._launcher, self._link, self._members, self._signals = parts, launcher, link, members, signals
-        self._book = FleetBook(FleetLimits(start_timeout_s=cluster.start_timeout_s, drain_timeout_s=cluster.drain_timeout_s))
+        limits = FleetLimits(start_timeout_s=cluster.start_timeout_s, drain_timeout_s=cluster.drain_timeout_s, grows=cluster.grows)
+        self._book = FleetBook(limits)
         self._control = ControlReader(RunStore(parts.store_url), parts.incarnation)
         self._sizes = configured_sizes(parts.config)
         self._decisions: deque[str] = deque(maxlen=NUM_DECISIONS)
@@ -186,9 +187,9 @@ class Driver:
 
     def _check_places(self) -> None:
         """Refuse at once what no node of the cluster can hold."""
-        nodes = live_nodes()
-        sizes = {pool: size for pool, size in self._wanted().items() if size}
-        found = [text for pool, size in sizes.items() for text in problems(self._launcher.needs(slot_name(pool, 0)), size, nodes)]
+        nodes, grows = live_nodes(), self._parts.config.cluster.grows
+        wanted = [(self._launcher.needs(slot_name(pool, 0)), size) for pool, size in self._wanted().items() if size]
+        found = [text for needs, size in wanted for text in problems(needs, size, nodes, grows=grows)]
         if found:
             raise FlowfleetError(f"start: {'; '.join(found)}")
 
@@ -219,7 +220,7 @@ class Driver:
                 f"{record.slot} did not answer within cluster.start_timeout_s = {limit_s:.0f} s; look at the actor's log, or at `ray status` for "
                 "missing resources, or raise the limit"
             )
-            if not record.was_ready or record.slot == LEARNER:
+            if not self._book.may_wait(record):
                 raise FlowfleetError(f"start: {text}")
             if record.slot not in self._told_late:
                 self._told_late.add(record.slot)

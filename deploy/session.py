@@ -23,8 +23,9 @@ from deploy.options import StartOptions
 from deploy.plan import describe
 from deploy.ray_run import run_on_ray
 from deploy.signals import StopSignals
+from deploy.sinks.starter import following
 
-SPEED_ONLY = ("cluster", "autoscale", "store", "run.about", "rollout.num_workers", "evaluation.every", "evaluation.at_start", "schedule.num_updates",
+SPEED_ONLY = ("cluster", "autoscale", "sinks", "store", "run.about", "rollout.num_workers", "evaluation.every", "evaluation.at_start", "schedule.num_updates",
               "schedule.time_limit_s", "schedule.lease_timeout_s", "schedule.group_timeout_s", "schedule.stall_timeout_s",
               "model.path", "prompts.train", "prompts.test", "learner.num_ranks", "learner.rank_timeout_s")  # fmt: skip
 """Keys that a resume may change freely: they change speed, length or place, not what an update computes."""
@@ -50,7 +51,7 @@ def run_session(config: RunConfig, options: StartOptions, console: Console) -> O
         console.print(options.fakes.describe(), highlight=False, soft_wrap=True)
     parts = compose(config, prompts, options.run_dir, incarnation, options.fakes)
     live = LiveLine(console=console, num_updates=config.schedule.num_updates, time_limit_s=config.schedule.time_limit_s)
-    with StopSignals(lambda text: console.print(text, highlight=False)) as signals, live:
+    with StopSignals(lambda text: console.print(text, highlight=False)) as signals, live, following(config.sinks, options.run_dir):
         outcome = _drive(parts, options, live, signals)
     console.print(f"{outcome.kind}: {outcome.reason}", highlight=False)
     outcome.raise_if_failed()

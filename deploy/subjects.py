@@ -12,7 +12,7 @@ from common.store.recovery import adapters
 from common.store.run_store import RunStore
 from deploy.compose import resolved_model
 from deploy.config import RunConfig, load_config, resolve, shipped_path
-from deploy.lora_files import LoraFile, is_lora, read_lora
+from deploy.lora.files import LoraFile, is_lora, read_lora
 from deploy.options import run_config_of
 
 BASE: Final = "base"  # the --snapshot that is a run's base model

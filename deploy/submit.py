@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from common.errors import ConfigError, FlowfleetError, UserError
 from deploy.config import PROJECT, RECIPES, RunConfig
+from deploy.redact import is_secret_name
 
 EXCLUDES = (
     ".git",
@@ -32,7 +32,6 @@ STOP_WAIT_S = 60  # Ray's own 3 s would cut a save short
 AGENT_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0  # from the last log line to a final state
 POLL_S = 0.5
-SECRET_KEY = re.compile(r"(token|secret|password|passwd|api_?key|credential)s?$", re.IGNORECASE)
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
@@ -88,7 +87,7 @@ def plan_submission(
         ConfigError: a run directory or a file that the cluster cannot see; a secret among the sets.
     """
     for key in (item.partition("=")[0].strip() for item in sets):
-        if SECRET_KEY.search(key):
+        if is_secret_name(key):
             raise ConfigError(
                 f"submit: --set {key}=... looks like a secret; a job's command line and a run's files can be read by others; set it in the "
                 "environment of the cluster's nodes"

@@ -106,11 +106,18 @@ def metrics_record(
         "learner": _finite(learner),
         "rewards": reward_summary(manifest),
         "flat_group_share": float(batch.flat.mean()),
+        "weighted_reward": _weighted_reward(batch),
         "staleness": dict(sorted(staleness.items())),
         "drops": dict(Counter(drop.reason for drop in manifest.drops)),
         "images": int(batch.mask.size),
         "image_statistics": _finite(image_statistics),
     }
+
+
+def _weighted_reward(batch: AdvantageBatch) -> float | None:
+    """Mean weighted train reward of the kept samples, None when none was kept."""
+    kept = batch.rewards[~np.isnan(batch.rewards)]
+    return float(kept.mean()) if kept.size else None
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -124,14 +131,14 @@ def live_metrics(record: Mapping[str, Any], batch: AdvantageBatch) -> dict[str, 
     score); flat_group_share; staleness (mean, in updates); images; images_per_s; seconds.wait, .read, .learn, .save. What does not
     exist is absent.
     """
-    kept = batch.rewards[~np.isnan(batch.rewards)]
+    weighted = _weighted_reward(batch)
     groups = sum(record["staleness"].values())
     elapsed = sum(record["seconds"].values())
     rewards = {f"reward.{name}": summary["mean"] for name, summary in record["rewards"].items() if summary["mean"] is not None}
     return {
         **{name: value for name, value in record["learner"].items() if value is not None},
         **rewards,
-        **({"reward": float(kept.mean())} if kept.size else {}),
+        **({} if weighted is None else {"reward": weighted}),
         **({"images_per_s": record["images"] / elapsed} if elapsed > 0 else {}),
         **{f"seconds.{name}": seconds for name, seconds in record["seconds"].items()},
         "flat_group_share": record["flat_group_share"],

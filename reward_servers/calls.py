@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Protocol
 
 from common.errors import ScorerHung
+from common.gauges import Gauges
 from common.types import Score
 
 GRACE_S: Final = 0.5
@@ -44,6 +45,28 @@ class DirectCalls:
     def run(self, call: Call, num_images: int) -> list[Score]:
         """Call."""
         return call()
+
+
+class CountedCalls:
+    """Counts the calls in the total calls_total.
+
+    Args:
+        calls: runs them.
+        gauges: of the server.
+    """
+
+    def __init__(self, calls: ScorerCalls, gauges: Gauges) -> None:
+        self._calls, self._gauges = calls, gauges
+
+    @property
+    def hung(self) -> str:
+        """Why nothing can be called any more."""
+        return self._calls.hung
+
+    def run(self, call: Call, num_images: int) -> list[Score]:
+        """Count and call."""
+        self._gauges.add("calls_total", 1)
+        return self._calls.run(call, num_images)
 
 
 class DeadlineCalls:

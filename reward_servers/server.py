@@ -15,7 +15,7 @@ from common.heartbeat import HeldLeases
 from common.protocols import Scorer, ScoringDesk
 from common.types import LeaseKind, MediaBatch, Score, ScoreFile, ScoringLease, Stop, Wait
 from reward_servers.breaker import Breaker, BreakerState
-from reward_servers.calls import DirectCalls, ScorerCalls
+from reward_servers.calls import CountedCalls, DirectCalls, ScorerCalls
 from reward_servers.config import OnFailure
 from reward_servers.guarded import NOT_APPLICABLE, GuardRules, scoring_rounds
 
@@ -88,7 +88,12 @@ class RewardServer:
     def run_until_stopped(self, sleep: Callable[[float], None]) -> None:
         """Drive the loop until the desk says Stop, sleeping between its waits."""
         for wait in scoring_loop(self):
-            sleep(wait.seconds)
+            with self.gauges.timed("waiting_seconds_total"):
+                sleep(wait.seconds)
+
+    def beat(self) -> None:
+        """Keep the held leases alive and hand over the gauges, out of turn or without a heartbeat (--local)."""
+        self.desk.beat(self.slot, self.held.snapshot(), self.gauges.snapshot())
 
 
 def scoring_loop(server: RewardServer) -> Iterator[Wait]:
@@ -125,7 +130,7 @@ def scoring_loop(server: RewardServer) -> Iterator[Wait]:
 def _tell_breaker(server: RewardServer) -> BreakerState:
     """Report the breaker at once: the desk decides on admission by it, and --local has no heartbeat."""
     server.gauges.set(BREAKER_GAUGE, _LEVELS[server.breaker.state])
-    server.desk.beat(server.slot, server.held.snapshot(), server.gauges.snapshot())
+    server.beat()
     return server.breaker.state
 
 
@@ -182,7 +187,9 @@ def _scores(server: RewardServer, lease: ScoringLease) -> Generator[Wait, None, 
             f"reward server {server.slot}: {lease.media_path} holds {len(images)} images for {len(prompts)} prompts; "
             "a scoring lease names one prompt an image"
         )
-    rules = GuardRules(micro_batch=server.micro_batch, retries=server.retries, calls=server.calls, clock=server.clock)
+    rules = GuardRules(
+        micro_batch=server.micro_batch, retries=server.retries, calls=CountedCalls(server.calls, server.gauges), clock=server.clock
+    )
     with server.gauges.timed("score_seconds_total"):
         scores = yield from scoring_rounds(server.scorer, images, prompts, rules)
     server.gauges.add("images_total", len(images))

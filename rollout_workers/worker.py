@@ -103,6 +103,10 @@ class RolloutWorker:
             self._slot, self._desk, self._weights, self._studio, self._delivery, held=self._held, gauges=self._gauges, clock=self._clock
         )
 
+    def beat(self) -> None:
+        """Keep the held leases alive and hand over the gauges, where no heartbeat does (--local)."""
+        self._desk.beat(self._slot, self._held.snapshot(), self._gauges.snapshot())
+
     def run(self, sleep: Callable[[float], None]) -> None:
         """Drive the loop to its end. Raises what ended it, or what ended the heartbeat."""
         if self._heartbeat is None:

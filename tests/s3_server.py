@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
+import fsspec
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -70,6 +71,11 @@ class S3Server:
         )
 
 
+def _forget_clients() -> None:
+    """fsspec keeps one client a process, and with it the endpoint of whichever server came first."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 @contextmanager
 def served() -> Iterator[S3Server]:
     """A running server whose endpoint and credentials stand in the environment."""
@@ -82,5 +88,7 @@ def served() -> Iterator[S3Server]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.delenv("AWS_DEFAULT_REGION", raising=False)
+        _forget_clients()
         yield server
+        _forget_clients()
     server.stop()

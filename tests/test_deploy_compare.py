@@ -19,7 +19,7 @@ from common.store.run_store import RunStore
 from deploy.commands.comparison import show_comparison
 from deploy.compare import CompareRequest, OneEvaluation, compare
 from deploy.evaluate import EvaluationRequest, evaluate
-from deploy.export import export_adapter
+from deploy.lora.export import export_adapter
 from deploy.options import run_config_of
 from deploy.report.compare_page import Card, Comparison, PageFacts, Side, make_comparison, render_comparison, sorted_cards
 from deploy.report.reader import read_history

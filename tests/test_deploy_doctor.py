@@ -19,20 +19,12 @@ from common.errors import ConfigError, DataError, StoreError
 from common.types import Prompt, Score
 from deploy.commands import doctor as doctor_command
 from deploy.config import RunConfig, load_config
-from deploy.doctor import Bench, Check, Row, Status, has_failed, run_check, run_checks, show
-from deploy.doctor_machine import (
-    look_at_dashboard,
-    look_at_devices,
-    look_at_disk,
-    look_at_packages,
-    look_at_ports,
-    look_at_python,
-    look_at_ray,
-    look_at_store,
-    version_key,
-    wide_listeners,
-)
-from deploy.doctor_recipe import look_at_model, look_at_prompts, optional_checks, recipe_checks, spans
+from deploy.doctor.checks import Bench, Check, Row, Status, has_failed, run_check, run_checks, show
+from deploy.doctor.gpu import look_at_devices
+from deploy.doctor.machine import look_at_disk, look_at_packages, look_at_python, version_key
+from deploy.doctor.ports import Door, look_at_dashboard, look_at_ports, wide_listeners
+from deploy.doctor.ray import look_at_ray, look_at_store
+from deploy.doctor.recipe import look_at_model, look_at_prompts, optional_checks, recipe_checks, spans
 from deploy.reward_card import find_card, known_cards, render_card
 from reward_servers.cards import RewardCard
 from reward_servers.scorers.base import KnownCase, PlainScorer
@@ -135,26 +127,39 @@ def test_a_taken_port_fails_and_a_free_one_does_not(tiny_sd3_dir: Path) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         config = small_config(tiny_sd3_dir, "tiny-geneval", f"cluster.metrics_port={port}")
-        row = only(look_at_ports(config))
+        row = named(list(look_at_ports(config)), "port metrics")
         assert row.status is Status.FAIL and str(port) in row.found and "cluster.metrics_port" in row.remedy
         assert only(look_at_ray("http://127.0.0.1:1")).status is Status.FAIL  # nobody serves port 1
         assert only(look_at_ray(f"127.0.0.1:{port}")).status is Status.OK
-    assert only(look_at_ports(config)).status is Status.OK
+    assert named(list(look_at_ports(config)), "port metrics").status is Status.OK
+
+
+HEAD = "  sl  local_address rem_address   st\n"
 
 
 def test_a_dashboard_that_the_network_reaches_fails_unless_it_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = "  sl  local_address rem_address   st\n"
     table = tmp_path / "tcp"
     table.write_text(
-        head + "   0: 0100007F:2049 00000000:0000 0A\n   1: 00000000:0016 00000000:0000 0A\n"
+        HEAD + "   0: 0100007F:2049 00000000:0000 0A\n   1: 00000000:0016 00000000:0000 0A\n"
     )  # 8265 on loopback; ssh wide open
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert only(look_at_dashboard([table])).status is Status.OK
-    table.write_text(head + "   0: 00000000:2049 00000000:0000 0A\n")
-    assert wide_listeners(table.read_text(), 8265) == ["00000000"]
-    assert only(look_at_dashboard([table])).status is Status.FAIL
+    table.write_text(HEAD + "   0: 00000000:2049 00000000:0000 0A\n")
+    assert wide_listeners([table], 8265) == ["0.0.0.0"]
+
+    def seen(door: Door) -> Status:
+        return only(look_at_dashboard([table], ask=lambda host, port: door)).status
+
+    assert [seen(door) for door in Door] == [Status.FAIL, Status.OK, Status.FAIL]  # open, asks for a token, silent
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert only(look_at_dashboard([table])).status is Status.OK
+    assert [seen(door) for door in Door] == [Status.FAIL, Status.OK, Status.OK]  # what it says itself counts more than a variable
+
+
+def test_the_kernels_addresses_are_read_in_both_families(tmp_path: Path) -> None:
+    table = tmp_path / "tcp6"
+    rows = ["0" * 32, f"{'0' * 24}01000000", f"{'0' * 16}FFFF00000100007F", "B80D0120" + "0" * 16 + "01000000"]
+    table.write_text(HEAD + "".join(f"   {index}: {row}:2049 {'0' * 32}:0000 0A\n" for index, row in enumerate(rows)))
+    assert wide_listeners([table], 8265) == ["::", "2001:db8::1"]  # ::1 and ::ffff:127.0.0.1 are loopback
 
 
 def test_the_store_probe_leaves_nothing_and_a_broken_place_fails(tmp_path: Path) -> None:
@@ -201,8 +206,8 @@ def fake_registry(monkeypatch: pytest.MonkeyPatch, **made: Any) -> None:
             raise made[name]
         return made[name]
 
-    monkeypatch.setattr("deploy.doctor_recipe.make_scorer", make)
-    monkeypatch.setattr("deploy.doctor_recipe.configured_scorer", lambda reward: make(reward.name, reward.options))
+    monkeypatch.setattr("deploy.doctor.recipe.make_scorer", make)
+    monkeypatch.setattr("deploy.doctor.recipe.configured_scorer", lambda reward: make(reward.name, reward.options))
 
 
 def test_a_reward_of_the_recipe_that_cannot_run_fails_and_one_that_is_not_used_only_warns(

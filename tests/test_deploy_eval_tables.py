@@ -31,10 +31,10 @@ from deploy.commands.evaluation import show_evaluation
 from deploy.compose import compose
 from deploy.config import load_config
 from deploy.evaluate import EvaluationRequest, evaluate, protocol_of
-from deploy.export import export_adapter
 from deploy.fakes import parse_fakes
 from deploy.gates import PromptSets
-from deploy.lora_files import read_lora
+from deploy.lora.export import export_adapter
+from deploy.lora.files import read_lora
 from deploy.report.bootstrap import by_prompt, estimates, resampled_means
 from deploy.report.compare import BOOTSTRAP_SEED, MEAN, NUM_RESAMPLES, run_table
 from deploy.report.eval_table import describe_protocol, eval_lines

@@ -204,7 +204,7 @@ def test_a_watch_reward_is_asked_for_one_group_in_m_by_number_and_never_delays_a
     assert not isinstance(manifest, Wait)
     assert [set(group.scores) for group in manifest.groups] == [{"r"}, {"r"}]  # type: ignore[union-attr]
     desk.tick()
-    assert desk.metrics.registry.get_sample_value("flowfleet_reward_coverage", {"run": "test", "reward": "r"}) == 1.0
+    assert desk.metrics.registry.get_sample_value("flowfleet_reward_coverage_ratio", {"run": "test", "reward": "r"}) == 1.0
 
 
 def test_the_drops_guard_says_what_the_rewards_said(store: RunStore, clock: Clock) -> None:

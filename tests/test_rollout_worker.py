@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.errors import CorruptFile, GateError, StallError, StoreError
-from common.gauges import Gauges
+from common.gauges import PROCESS_MARK, Gauges
 from common.heartbeat import Heartbeat, HeldLeases
 from common.policy.base import AdapterState
 from common.store.config import EvaluationConfig
@@ -315,7 +315,7 @@ def test_a_heartbeat_shows_the_held_leases_and_gauges_until_it_is_stopped() -> N
         until(lambda: len(desk.beats) >= 3)
         held.discard("lease7")
         until(lambda: desk.beats[-1][1] == ())
-    assert desk.beats[0] == ("w0", ("lease7",), {"images_per_second": 3.0})
+    assert desk.beats[0] == ("w0", ("lease7",), {"images_per_second": 3.0, PROCESS_MARK: gauges.snapshot()[PROCESS_MARK]})
     count = len(desk.beats)
     time.sleep(0.05)
     assert len(desk.beats) == count

@@ -216,8 +216,8 @@ def test_a_scorer_that_likes_dark_flat_images_is_caught_before_its_reward_gained
     assert f"alert: {status.alerts[0]}" == sentence
     sensor = desk.summary()["alerts"][0]
     exported = generate_latest(desk.metrics.registry).decode()
-    assert f'flowfleet_sensor_alerts_total{{name="{sensor}",run="test"}} 1.0' in exported
-    assert f'flowfleet_sensor{{name="{sensor}",run="test"}}' in exported
+    assert f'flowfleet_sensor_alerts_total{{run="test",sensor="{sensor}"}} 1.0' in exported
+    assert f'flowfleet_sensor_position{{run="test",sensor="{sensor}"}}' in exported
     assert f"ALERT {sensor}" in format_line(desk.summary(), 60, 1.0)
 
 

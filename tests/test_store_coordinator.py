@@ -477,7 +477,7 @@ def test_metrics_carry_the_ledgers_counts_and_what_components_bring(store: RunSt
     desk.tick()
     value = desk.metrics.registry.get_sample_value
     assert value("flowfleet_groups", {"run": "test", "state": "generated"}) == 1
-    assert value("flowfleet_groups_issued", {"run": "test"}) == 1
+    assert value("flowfleet_groups_issued_total", {"run": "test"}) == 1
     assert value("flowfleet_rollout_images_total", {"run": "test", "slot": "rollout.0"}) == 4
     assert value("flowfleet_policy_version", {"run": "test"}) == 0
 

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from common.errors import FlowfleetError
+from common.errors import ConfigError, FlowfleetError
 from common.logs import configure_logging, get_logger
-from common.metrics import serve_metrics
+from common.metrics import LOOPBACK, serve_metrics
 from common.store.coordinator import Coordinator
 from common.store.directive import Directive
 from common.store.ending import Outcome
@@ -31,14 +31,15 @@ class CoordinatorActor:
 
     Args:
         build: makes the Coordinator in that process.
-        metrics_port: of /metrics on loopback; 0 = none.
+        metrics_port: of /metrics; 0 = none.
+        metrics_host: the address it listens on.
     """
 
-    def __init__(self, build: Callable[[], Coordinator], metrics_port: int = 0) -> None:
+    def __init__(self, build: Callable[[], Coordinator], metrics_port: int = 0, metrics_host: str = LOOPBACK) -> None:
         configure_logging()
         self._desk = build()
         if metrics_port:
-            serve_metrics(self._desk.metrics.registry, metrics_port)
+            _serve(self._desk, metrics_port, metrics_host)
 
     def ask_rollout(self, slot: str) -> RolloutLease | Wait | Stop:
         """RolloutDesk."""
@@ -107,6 +108,16 @@ class CoordinatorActor:
     def close(self, reason: str) -> None:
         """The run ends."""
         self._desk.close(reason)
+
+
+def _serve(desk: Coordinator, port: int, host: str) -> None:
+    """Serve /metrics. Raises ConfigError at the run's start; a Coordinator that Ray started again goes on without, since a run is worth more."""
+    try:
+        serve_metrics(desk.metrics.registry, port, host)
+    except ConfigError as error:
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            raise
+        get_logger("coordinator").warning("alert: restarted without /metrics: %s", error)
 
 
 class CoordinatorClient:

@@ -20,10 +20,13 @@ from common.store.directive import Directive
 from common.store.ending import EndKind, Outcome
 from common.store.learner_part import LearnerPart
 from common.store.ledger_entries import GroupFile
-from common.store.ledger_scoring import GrantedScoring
+from common.store.metrics_view import MetricsView
 from common.store.recovery import group_file
 from common.store.run_state import PERMANENT, POLL_S, RunState
 from common.store.run_store import RunStore
+from common.store.scoring_part import ScoringPart
+from common.store.summary import summary_of
+from common.store.watches import Watches
 from common.types import LeaseKind, LoadReceipt, Manifest, Prompt, Publication, RolloutLease, ScoringLease, Stop, Wait
 
 __all__ = ["Coordinator", "CoordinatorSettings"]
@@ -61,7 +64,8 @@ class Coordinator:
         )
         self._lock = self._state.lock
         self._ledger, self._board = self._state.ledger, self._state.board
-        self._learner = LearnerPart(self._state)
+        self._learner, self._scoring = LearnerPart(self._state), ScoringPart(self._state)
+        self._watches, self._view = Watches(self._state), MetricsView(self._state)
         restarted = self._ledger.counts()["issued"] > 0
         self._settled_at = clock() + (settle_s if restarted else 0.0)
         self._since_eval = 0  # training leases since the last evaluation lease
@@ -147,6 +151,7 @@ class Coordinator:
     def confirm_weights(self, slot: str, receipt: LoadReceipt) -> None:
         """Report a load receipt. Raises GateError("weights") when it differs from the publication."""
         with self._lock:
+            self._state.pulse.hear(slot, self._clock())
             self._state.publications.confirm(slot, receipt)
 
     def commit_rollout(self, lease_id: str, path: str, seconds: float) -> None:
@@ -181,6 +186,8 @@ class Coordinator:
         """Give a lease back as failed: counts as an attempt."""
         _log.warning("lease %s failed: %s", lease_id, error)
         with self._lock:
+            held = self._ledger.leases.get(lease_id) or self._board.leases.get(lease_id)
+            self.metrics.count("leases_failed_total", int(held is not None), "rollout")
             self._ledger.fail(lease_id, error)
             self._board.leases.fail(lease_id)
         self._state.settle()
@@ -206,82 +213,29 @@ class Coordinator:
                 outlived = _TRAIN_LEASE.fullmatch(lease_id)
                 if outlived and now < self._settled_at:
                     self._ledger.readopt(int(outlived[1]), lease_id, slot, now)
-            self.metrics.show_brought(slot.partition(".")[0], slot, metrics)
+            self._state.totals.heard(slot, metrics, self._state.pools.reward_of(slot))
 
     # ---- ScoringDesk
 
     def ask_scoring(self, slot: str, reward: str, limit: int) -> tuple[ScoringLease, ...] | Wait | Stop:
         """Lease up to `limit` committed groups or sheets to score with `reward`; 0: only hear whether the run ends."""
-        self._state.expire()
-        with self._lock:
-            now = self._clock()
-            self._state.conclude()
-            if self._state.end.outcome.is_over:
-                return Stop(reason=self._state.end.outcome.reason)
-            dismissal = self._state.fleet.dismissal(slot)
-            if dismissal is not None:
-                return dismissal
-            self._state.pools.asked(slot, reward, now)
-            granted = self._ledger.lease_scores(reward, limit, slot=slot, now=now, new_id=_scoring_id)
-            granted += self._board.lease_scores(reward, limit - len(granted), slot=slot, now=now, new_id=_scoring_id)
-            self._state.pulse.asked("reward", slot, now, 0.0 if granted else POLL_S)
-            leases = tuple(self._scoring_lease(each) for each in granted)
-            return leases or Wait(seconds=POLL_S, reason="rollout workers: no images to score")
-
-    def _scoring_lease(self, granted: GrantedScoring) -> ScoringLease:
-        key = granted.key
-        if key.directory:
-            kind, media = LeaseKind.EVAL, paths.sheet_path(key.directory, key.number, key.lease_id)
-        else:
-            kind, media = LeaseKind.TRAIN, paths.media_path(key.number, key.lease_id)
-        return ScoringLease(
-            lease_id=granted.lease_id, kind=kind, number=key.number, reward=key.reward, group_lease_id=key.lease_id, media_path=media,
-            prompts=self._state.prompts_of(key), directory=key.directory,
-        )  # fmt: skip
+        return self._scoring.ask_scoring(slot, reward, limit)
 
     def commit_scores(self, lease_id: str, path: str) -> None:
         """Announce a committed score file. Raises CorruptFile when it breaks its schema or does not hold K scores."""
-        self._state.score_committed(path)
-        with self._lock:
-            held = self._ledger.scoring.leases.get(lease_id) or self._board.scoring.leases.get(lease_id)
-            self._state.fleet.worked(held.slot if held is not None else None)
-            self._end_scoring(lease_id)
-        self._state.moved()
-        self._state.settle()
+        self._scoring.commit_scores(lease_id, path)
 
     def fail_scoring(self, lease_id: str, error: str) -> None:
         """Give a scoring lease back as failed: counts as an attempt."""
-        _log.warning("scoring lease %s failed: %s", lease_id, error)
-        with self._lock:
-            self._note_failure(lease_id, error)
-            self._ledger.scoring.fail(lease_id, error)
-            self._board.scoring.fail(lease_id, error)
-        self._state.settle()
+        self._scoring.fail_scoring(lease_id, error)
 
     def return_scoring(self, lease_id: str, reason: str) -> None:
         """Give a scoring lease back unharmed: free."""
-        _log.info("scoring lease %s came back: %s", lease_id, reason)
-        with self._lock:
-            self._note_failure(lease_id, reason)
-            self._end_scoring(lease_id)
+        self._scoring.return_scoring(lease_id, reason)
 
     def stop_scoring(self, lease_id: str, error: str) -> None:
         """End the run: a reward could not score, and its config (or a scorer that hangs in the only process) wants that."""
-        with self._lock:
-            reward = self._note_failure(lease_id, error)
-            self._end_scoring(lease_id)
-            self._state.end.finish(EndKind.GUARD, f"reward {reward or 'of a lease that had ended'}: {error}", gate="reward")
-
-    def _end_scoring(self, lease_id: str) -> None:
-        self._ledger.scoring.leases.end(lease_id)
-        self._board.scoring.leases.end(lease_id)
-
-    def _note_failure(self, lease_id: str, error: str) -> str:
-        """Keep a reward's last error; return the reward, "" when the lease had ended."""
-        held = self._ledger.scoring.leases.get(lease_id) or self._board.scoring.leases.get(lease_id)
-        if held is not None:
-            self._state.pools.failed(held.key.reward, error)
-        return held.key.reward if held is not None else ""
+        self._scoring.stop_scoring(lease_id, error)
 
     # ---- LearnerDesk
 
@@ -312,8 +266,7 @@ class Coordinator:
         self._state.expire()
         try:
             self._state.settle()
-            self._state.watch_pools()
-            self._state.watch_sensors()
+            self._watches.look()
             if self._clock() - self._state.status_at >= STATUS_S:
                 check_fence(self._store, self._incarnation)
                 self._state.write_status()
@@ -322,7 +275,7 @@ class Coordinator:
             raise
         except StoreError as error:
             self._state.note_store(str(error))
-        self._state.show_metrics()
+        self._view.show()
         self._state.conclude_stall()
         return self.outcome()
 
@@ -334,13 +287,9 @@ class Coordinator:
 
     def summary(self) -> dict[str, Any]:
         """Figures for the live line."""
-        return self._state.summary()
+        return summary_of(self._state)
 
     def close(self, reason: str) -> None:
         """Say in status.json that nobody runs this run any more."""
         self._state.write_status(state="done" if self.outcome().kind is EndKind.DONE else "stopped", reason=reason)
-        self._state.show_metrics()
-
-
-def _scoring_id() -> str:
-    return f"s-{secrets.token_hex(6)}"
+        self._view.show()

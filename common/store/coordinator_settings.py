@@ -20,6 +20,9 @@ class CoordinatorSettings:
     rollout_snapshot: str  # which snapshot samples training groups
     rewards: tuple[RewardSpec, ...]
     protocol: EvalProtocol
+    state_interval: int = 1  # updates between LearnerStates; shown only
+    objective: str = ""  # the learner's; shown only
+    software_version: str = ""  # of flowfleet; shown only
 
     @property
     def ledger(self) -> LedgerSettings:

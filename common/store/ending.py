@@ -53,6 +53,10 @@ class RunEnd:
         """A file was committed or a version published."""
         self._progress = now
 
+    def idle_s(self, now: float) -> float:
+        """Seconds since the last progress, or since the start."""
+        return max(0.0, now - self._progress)
+
     def began(self, at: float) -> None:
         """This start began earlier than this object (its Coordinator restarted): the time limit counts from there."""
         self._started = min(self._started, at)

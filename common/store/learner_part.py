@@ -8,6 +8,7 @@ from common.store import paths
 from common.store.claim import check_fence
 from common.store.ending import EndKind
 from common.store.manifests import read_drop, read_manifest, write_manifest
+from common.store.metrics_view import observe_staleness
 from common.store.run_state import PERMANENT, POLL_S, RunState
 from common.types import Manifest, Publication, Stop, Wait
 
@@ -80,8 +81,11 @@ class LearnerPart:
         except AlreadyExists:
             manifest = read_manifest(self._state.store, manifest.update)
         with self._state.lock:
+            is_news = manifest.update > self._state.ledger.last_update
             self._state.ledger.adopt(manifest)
             self._state.last_manifest = manifest
+        if is_news:
+            observe_staleness(self._state.metrics, manifest)
         self._state.moved()
         return manifest
 
@@ -124,7 +128,7 @@ class LearnerPart:
             self._state.finished_update = max(self._state.finished_update, update)
             self._state.fleet.worked("learner")
             self._state.update_metrics = dict(metrics)
-            self._state.metrics.show_brought("learner", "learner", metrics)
+            self._state.sensors.announced(update)
             leased = self._state.ledger.leases.versions() | self._state.board.leases.versions()
             protected = leased | self._state.pinned_versions()
         self._state.retention.retire_adapters(protected)

@@ -51,6 +51,10 @@ class PoolWatch:
             server.heard, server.level = now, gauges.get(BREAKER_GAUGE, 0.0)
             self._judge(server.reward, now)
 
+    def reward_of(self, slot: str) -> str:
+        """Whose server a slot is; "" for the other roles, and before it asked."""
+        return self._servers[slot].reward if slot in self._servers else ""
+
     def failed(self, reward: str, error: str) -> None:
         """A server could not score a group."""
         self._errors[reward] = error

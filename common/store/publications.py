@@ -1,6 +1,6 @@
 """Publications that are known, and the slots whose weights did not arrive as published."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from common.errors import GateError
 from common.types import LoadReceipt, Publication
@@ -22,6 +22,7 @@ class Publications:
         self._known: dict[int, Publication] = {}
         self._refused: dict[str, str] = {}  # slot -> what was wrong
         self.versions: dict[str, int] = {}  # slot -> version it bound last
+        self.num_mismatches = 0  # receipts that differed
 
     def add(self, publication: Publication) -> None:
         """Keep a publication; the first of a version stands."""
@@ -43,6 +44,11 @@ class Publications:
         """Why a slot gets no lease, None when it may."""
         return self._refused.get(slot)
 
+    def keep(self, slots: Collection[str]) -> None:
+        """Forget the slots but these: they are gone for good."""
+        self.versions = {slot: version for slot, version in self.versions.items() if slot in slots}
+        self._refused = {slot: reason for slot, reason in self._refused.items() if slot in slots}
+
     def confirm(self, slot: str, receipt: LoadReceipt) -> None:
         """Compare what a slot bound with what was published.
 
@@ -59,6 +65,7 @@ class Publications:
             "weights; check that both load the same base model and lora.targets"
         )
         self._refused[slot] = message
+        self.num_mismatches += 1
         raise GateError("weights", message)
 
     def _difference(self, receipt: LoadReceipt) -> str | None:

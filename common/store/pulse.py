@@ -1,7 +1,7 @@
 """Pulse: who was heard when, what it reported, and which share of the last minute each role spent waiting."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 WINDOW_S = 60.0
 
@@ -13,7 +13,6 @@ class Pulse:
         self._started = started
         self.heard: dict[str, float] = {}
         self.gauges: dict[str, dict[str, float]] = {}
-        self.versions: dict[str, int] = {}
         self._waits: dict[tuple[str, str], deque[tuple[float, float]]] = {}
 
     def hear(self, slot: str, now: float, gauges: Mapping[str, float] | None = None) -> None:
@@ -47,6 +46,16 @@ class Pulse:
     def heard_of(self, role: str, now: float) -> int:
         """How many slots of a role spoke in the last minute."""
         return sum(1 for asker, slot in self._waits if asker == role and now - self.heard.get(slot, now - 2 * WINDOW_S) <= WINDOW_S)
+
+    def heard_within(self, seconds: float, now: float) -> set[str]:
+        """The slots that spoke in the last seconds."""
+        return {slot for slot, heard in self.heard.items() if now - heard <= seconds}
+
+    def keep(self, slots: Collection[str]) -> None:
+        """Forget the slots but these: they are gone for good."""
+        self.heard = {slot: at for slot, at in self.heard.items() if slot in slots}
+        self.gauges = {slot: gauges for slot, gauges in self.gauges.items() if slot in slots}
+        self._waits = {key: waits for key, waits in self._waits.items() if key[1] in slots}
 
     def _shares(self, now: float) -> dict[tuple[str, str], float]:
         start = max(self._started, now - WINDOW_S)

@@ -1,6 +1,6 @@
 """Reading a run directory back: what the listing says, parsed. Group files that manifests or drops settle are not opened."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from common.errors import StoreError
 from common.logs import get_logger
@@ -12,7 +12,7 @@ from common.store.ledger_scoring import ScoreKey
 from common.store.manifests import read_drop, read_manifest
 from common.store.run_store import RunStore
 from common.store.scores import read_scores
-from common.types import Drop, Manifest, ScoreFile
+from common.types import Drop, Manifest, Publication, ScoreFile
 
 _log = get_logger("store")
 
@@ -56,6 +56,12 @@ def adapters(store: RunStore) -> dict[int, str]:
     """Version -> path of the published adapters; of one version's files the highest incarnation's."""
     found = sorted((*name, path) for path in store.list(paths.POLICY) if (name := paths.parse_adapter(path)) is not None)
     return {version: path for _, version, path in found}
+
+
+def recall(store: RunStore, read: Callable[[str], Publication] | None, version: int) -> Publication | None:
+    """Return the publication of a version from its own file, None when there is none or nobody can read it."""
+    path = adapters(store).get(version) if read else None
+    return read(path) if read and path else None
 
 
 def group_file(store: RunStore, path: str, num_bytes: int) -> GroupFile:

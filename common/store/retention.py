@@ -34,6 +34,8 @@ class Retention:
         self._calls = 0
         self.is_state_wanted = False  # updates after the newest state fill the directory up to its cap
         self._retired_numbers: int | None = None  # numbers below it are retired; None until a manifest was read
+        self.bytes_by_kind: Mapping[str, int] = {}  # groups, policy, learner, other; as of the last retirement
+        self.newest_state = max(self._states(), default=0)  # update of the newest complete LearnerState, as of the last retirement
 
     def retire_adapters(self, protected: set[int]) -> list[str]:
         """Remove adapters but the newest S + 2, the checkpointed and the protected (leased, under evaluation) versions."""
@@ -57,12 +59,13 @@ class Retention:
         Returns:
             The removed paths; late files of numbers that were retired before are among them.
         """
-        removable = max(self._states(), default=0)
+        self.newest_state = removable = max(self._states(), default=0)
         kept = self._config.updates_kept
         too_old = min(last_update - kept, removable) if kept is not None else 0
         sizes = self._store.sizes(paths.GROUPS)
         by_number = _by_number(sizes)
-        total = sum(sizes.values()) + self._other_bytes()
+        others = self._other_bytes()
+        total = sum(sizes.values()) + sum(others.values())
         most = self._config.max_bytes - self._room(last_update, sizes, by_number)
         update, bound = self.retired_through, self._bound()
         gone = [path for number in sorted(by_number) if number < bound for path in by_number[number]]
@@ -78,6 +81,7 @@ class Retention:
             announce(update)
         for path in gone:
             self._store.remove(path)
+        self.bytes_by_kind = {paths.GROUPS: total - sum(others.values()), **others}
         self.is_state_wanted = total > most and removable < last_update
         self._tell_excess(total, removable)
         return gone
@@ -96,8 +100,8 @@ class Retention:
                 total, self._config.max_bytes, removable,
             )  # fmt: skip
 
-    def _other_bytes(self) -> int:
-        """Bytes outside groups/: adapters and LearnerStates freshly, the slowly growing records counted now and then."""
+    def _other_bytes(self) -> dict[str, int]:
+        """Bytes outside groups/ by kind: adapters and LearnerStates freshly, the slowly growing records counted now and then."""
         calls = self._calls
         if calls % RECOUNT_EVERY == 0 or (calls < RECOUNT_EVERY and calls & (calls - 1) == 0):
             self._store.sweep()
@@ -108,7 +112,8 @@ class Retention:
             self._records = (calls, counted)
         self._calls += 1
         records = self._records[1] + self._growth * (calls - self._records[0])
-        return round(records) + sum(sum(self._store.sizes(folder).values()) for folder in (paths.POLICY, paths.LEARNER))
+        large_ones = {folder: sum(self._store.sizes(folder).values()) for folder in (paths.POLICY, paths.LEARNER)}
+        return {**large_ones, "other": round(records)}
 
     def _states(self) -> set[int]:
         return {update for path in self._store.list(paths.LEARNER) if (update := paths.parse_learner_complete(path)) is not None}

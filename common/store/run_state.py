@@ -3,8 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
 
 from common.errors import AlreadyExists, CorruptFile, Fenced, StoreError
 from common.logs import get_logger
@@ -15,6 +14,7 @@ from common.store.coordinator_settings import CoordinatorSettings
 from common.store.directive import Directive
 from common.store.ending import EndKind, RunEnd
 from common.store.eval_results import write_result
+from common.store.evaluation_view import EvaluationView
 from common.store.evaluations import EvalBoard
 from common.store.fleet_part import FleetPart
 from common.store.ledger import Ledger
@@ -24,11 +24,13 @@ from common.store.manifests import Status, read_drop, read_manifest, read_status
 from common.store.pools import PoolWatch
 from common.store.publications import Publications
 from common.store.pulse import Pulse
-from common.store.recovery import adapters, read_listing, restore_sheets, summary_of
+from common.store.recovery import adapters, read_listing, recall, restore_sheets, summary_of
 from common.store.retention import Retention
 from common.store.run_store import RunStore
+from common.store.score_counts import ScoreCounts
 from common.store.scores import read_scores, write_scores
 from common.store.sensor_watch import SensorWatch
+from common.store.slot_totals import SlotTotals
 from common.types import Drop, Manifest, Prompt, Publication, Score, ScoreFile
 
 POLL_S = 0.2  # between asks of somebody who waits
@@ -47,13 +49,17 @@ class RunState:
         self.lock = threading.RLock()
         self.ledger = Ledger.rebuild(read_listing(store), settings.ledger, prompt_for)
         self.board = EvalBoard(settings.protocol, settings.ledger)
-        self.publications = Publications(lambda version: _recall(store, read_publication, version))
+        self.publications = Publications(lambda version: recall(store, read_publication, version))
         self.pulse, self.fleet = Pulse(clock()), FleetPart()
         self.pools = PoolWatch(settings.rewards, silence_s=settings.schedule.lease_timeout_s)
-        self._pool_alerts: set[str] = set()  # rewards whose trouble was told
         schedule, status = settings.schedule, read_status(store)
         self.end = RunEnd(started=clock(), time_limit_s=schedule.time_limit_s, stall_timeout_s=schedule.stall_timeout_s)
         self.metrics = RunMetrics(settings.run)
+        names = [reward.name for reward in settings.rewards]
+        self.score_counts = ScoreCounts(self.metrics, names)
+        self.totals = SlotTotals(self.metrics, names, is_restart=self.ledger.counts()["issued"] > 0)
+        self._evaluations = EvaluationView(self.metrics)
+        self._evaluations.restore(store, self.board)
         self.retention = Retention(
             store, settings.store, max_staleness=schedule.max_staleness, retired_through=status.retired_through if status else 0
         )
@@ -69,7 +75,7 @@ class RunState:
         self._sequence = status.sequence if status else 0
         self._wall = wall
         self._finishing = threading.Lock()  # one evaluation result at a time
-        self._verdict = ""  # the newest evaluation, in words
+        self.verdict = ""  # the newest evaluation, in words
         self._due = {
             version for version in adapters(store)
             if self._is_due(version) and (version == self.ledger.newest_version or self.publications.get(version) is not None)
@@ -85,7 +91,7 @@ class RunState:
             for book in (self.ledger.leases, self.ledger.scoring.leases, self.board.leases, self.board.scoring.leases):
                 self.fleet.overran(book.take_overrun())
         if late:
-            self.metrics.count_expired(late)
+            self.metrics.count("leases_expired_total", late)
             self.try_settle()
 
     def try_settle(self) -> None:
@@ -157,6 +163,7 @@ class RunState:
         summary = summary_of(file)
         sheet = paths.parse_sheet_score(path)
         with self.lock:
+            self.score_counts.take(path, file)
             if sheet is None:
                 self.ledger.scored(summary)
                 self.pools.filed(file)
@@ -210,30 +217,18 @@ class RunState:
                 with self.lock:
                     self.board.close(evaluation.directory)
                     self._due.discard(evaluation.publication.adapter.version)
-                    self._verdict = f"v{result['version']} " + " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+                    self.verdict = f"v{result['version']} " + " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
                     self.end.progress(self.clock())
-                self.metrics.show_evaluation(means)
+                self._evaluations.take(result)
 
     # ---- the end, and what people see
 
-    def watch_sensors(self) -> None:
-        """Hold the newest updates' images against the base's; say what is new. Raises StoreError."""
-        found = self.sensors.look(self.finished_update)
-        for alert in found:
-            _log.warning("alert: %s", alert.sentence)
-        self.metrics.show_sensors(self.sensors.positions, [alert.sensor for alert in found])
-
-    def watch_pools(self) -> None:
-        """Say which reward pools fell ill or are well again, and show them in /metrics."""
+    def forget_but(self, slots: Collection[str]) -> None:
+        """Forget all slots but these: they are gone for good."""
         with self.lock:
-            now = self.clock()
-            alerts = self.pools.alerts(now)
-            self.metrics.show_pools(self.pools.coverage(), self.pools.down(now))
-        for name in sorted(alerts.keys() - self._pool_alerts):
-            _log.warning("alert: %s", alerts[name])
-        for name in sorted(self._pool_alerts - alerts.keys()):
-            _log.warning("reward %s: its servers score again", name)
-        self._pool_alerts = set(alerts)
+            self.pulse.keep(slots)
+            self.publications.keep(slots)
+            self.totals.keep(slots)
 
     def conclude(self) -> None:
         """Set the outcome when a guard fires, or when the learner is through and evaluations are done."""
@@ -288,24 +283,6 @@ class RunState:
             )  # fmt: skip
         write_status(self.store, status)
 
-    def show_metrics(self) -> None:
-        """Bring /metrics up to date."""
-        with self.lock:
-            newest, now = self.ledger.newest_version, self.clock()
-            since = self.learner_waits_since
-            self.metrics.show_counts(self.ledger.counts(), self.ledger.drops_by_reason())
-            self.metrics.show_progress(
-                version=-1 if newest is None else newest, update=self.finished_update, evaluations=len(self.board.pending()),
-                learner_wait_s=0.0 if since is None else now - since, staleness=self.staleness(),
-            )  # fmt: skip
-
-    def staleness(self) -> float:
-        """Mean staleness of the newest manifest's groups, in updates."""
-        manifest = self.last_manifest
-        if manifest is None:
-            return 0.0
-        return sum(manifest.update - 1 - group.version for group in manifest.groups) / len(manifest.groups)
-
     def waited_for(self) -> str:
         """What the next manifest waits for, naming the role."""
         held = self.ledger.holding_up()
@@ -318,35 +295,3 @@ class RunState:
         names = [reward.name for reward in self.settings.rewards if reward.use == "train"]
         missing = [name for name in names if any(key.number == number for key in self.ledger.wanted_scores(name))]
         return f"reward servers of {', '.join(missing)}: group {number} is not scored"
-
-    def backlog(self) -> dict[str, int]:
-        """Reward -> committed training groups that it has not scored."""
-        return {reward.name: len(self.ledger.wanted_scores(reward.name)) for reward in self.settings.rewards}
-
-    def summary(self) -> dict[str, Any]:
-        """Figures for the live line and the fleet: progress, metrics, waiting shares, states; versions, gauges, work by slot."""
-        with self.lock:
-            waits = self.learner_waits_since is not None
-            return {
-                "update": self.finished_update, "first_update": self.first_update, "metrics": self._live_metrics(),
-                "evaluation": self._verdict or (f"{len(self.board.pending())} under way" if self.board.pending() else ""),
-                "waiting": self.pulse.waiting_shares(self.clock()), "learner_waits_for": self.waited_for() if waits else "",
-                "counts": self.ledger.counts(), "drops": self.ledger.drops_by_reason(), "versions": dict(self.publications.versions),
-                "gauges": {slot: dict(gauges) for slot, gauges in self.pulse.gauges.items()}, "version": self.ledger.newest_version,
-                "outcome": str(self.end.outcome.kind), "reason": self.end.outcome.reason, "store_trouble": self.store_trouble,
-                "work": dict(self.fleet.work), "overruns": dict(self.fleet.overruns), "backlog": self.backlog(),
-                "slot_waits": self.pulse.slot_shares(self.clock()),
-                "alerts": [*(alert.sensor for alert in self.sensors.alerts), *(f"reward {name}" for name in self.pools.alerts(self.clock()))],
-            }  # fmt: skip
-
-    def _live_metrics(self) -> dict[str, float]:
-        shown = dict(self.update_metrics)
-        shown["images_per_s"] = sum(g.get("images_per_second", 0.0) for g in self.pulse.gauges.values())
-        if self.last_manifest is not None:
-            shown["staleness"] = self.staleness()
-        return shown
-
-
-def _recall(store: RunStore, read: Callable[[str], Publication] | None, version: int) -> Publication | None:
-    path = adapters(store).get(version) if read else None
-    return read(path) if read and path else None

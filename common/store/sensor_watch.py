@@ -1,15 +1,16 @@
-"""SensorWatch: reads what the sensors of a running run need from its files, a little at a time, and tells new alerts."""
+"""SensorWatch: reads the metrics records of a running run, and what else its sensors need, a little at a time, and tells new alerts."""
 
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common.errors import CorruptFile
 from common.logs import get_logger
-from common.sensors import START, WATCHED, Alert, Reading, Reference, judge, make_bands, positions
+from common.sensors import START, WATCHED, Alert, Band, Reading, Reference, judge, make_bands, newest, positions
 from common.store import paths
 from common.store.eval_results import read_result
 from common.store.ledger_entries import RewardSpec
@@ -21,8 +22,16 @@ FILES_A_LOOK = 16  # metrics files; and one sheet of the reference: the Coordina
 _log = get_logger("sensors")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRecord:
+    """A metrics record that was read."""
+
+    content: Mapping[str, Any]
+    is_news: bool  # of this incarnation's work; else an earlier Coordinator saw it
+
+
 class SensorWatch:
-    """The sensors of one incarnation. One caller; `alerts` and `positions` may be read from other threads.
+    """The sensors of one incarnation. One caller; its attributes without underscore may be read from other threads.
 
     Args:
         store: the run directory.
@@ -35,6 +44,10 @@ class SensorWatch:
     def __init__(self, store: RunStore, *, directory: str, rewards: Sequence[RewardSpec], incarnation: int, finished: int) -> None:
         self.alerts: tuple[Alert, ...] = ()
         self.positions: Mapping[str, float] = {}
+        self.values: Mapping[str, float] = {}  # smoothed, those without a band too
+        self.bands: Mapping[str, Band] = {}
+        self._records: deque[ReadRecord] = deque()
+        self._replayed: deque[str] = deque()  # metrics files of updates that were finished before this incarnation
         self._store, self._directory, self._incarnation = store, directory, incarnation
         self._train = tuple(reward.name for reward in rewards if reward.use == "train")
         self._watch = tuple(reward.name for reward in rewards if reward.use == "watch")
@@ -55,6 +68,9 @@ class SensorWatch:
         if not self._is_begun:
             self._begin()
         fresh = self._read_reference()
+        while self._replayed:
+            self._load(self._replayed[0], is_news=True)
+            self._replayed.popleft()
         self._pending.extend(paths.metrics_path(update, self._incarnation) for update in range(self._seen + 1, finished + 1))
         self._seen = max(self._seen, finished)
         for _ in range(min(FILES_A_LOOK, len(self._pending))):
@@ -62,16 +78,27 @@ class SensorWatch:
             self._pending.popleft()
         return self._judge() if fresh else []
 
+    def announced(self, update: int) -> None:
+        """The learner finished an update. One that was finished before is replayed: its record is read, its images are judged already."""
+        if update <= self._restored:
+            self._replayed.append(paths.metrics_path(update, self._incarnation))
+
+    def take_records(self) -> list[ReadRecord]:
+        """The records that were read since the last call; the first one is the newest of those that earlier incarnations left."""
+        return [self._records.popleft() for _ in range(len(self._records))]
+
     def _begin(self) -> None:
         """Queue what earlier incarnations left: the first updates and the newest ones, of two records the later one."""
-        newest: dict[int, str] = {}
+        newest_paths: dict[int, str] = {}
         for path in self._store.list(paths.METRICS) if self._restored else ():
             found = paths.parse_metrics(path)
             if found is not None and found[0] <= self._restored:
-                newest[found[0]] = max(newest.get(found[0], ""), path)
-        updates = sorted(newest)
+                newest_paths[found[0]] = max(newest_paths.get(found[0], ""), path)
+        updates = sorted(newest_paths)
+        if updates:
+            self._load(newest_paths[updates[-1]], is_news=False)
         kept = updates if len(updates) <= START + MEMORY else [*updates[:START], *updates[-MEMORY:]]
-        self._pending.extend(newest[update] for update in kept)
+        self._pending.extend(newest_paths[update] for update in kept)
         self._is_begun = True
         if not self._directory:
             _log.info("the base model is not evaluated, so image statistics have no band; set evaluation.at_start = true")
@@ -116,24 +143,41 @@ class SensorWatch:
 
     def _read_update(self, path: str) -> bool:
         """Take in an update's record; whether it was there and sound."""
-        if not self._store.exists(path):
+        name = paths.parse_metrics(path)
+        reading = self._load(path, is_news=True if name is not None and name[0] > self._restored else None)
+        if reading is None:
             return False
-        try:
-            self._readings.append(reading_of(json.loads(self._store.read(path))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            _log.warning("%s is no metrics record (%r); the sensors leave the update out", path, error)
-            return False
+        self._readings.append(reading)
         if len(self._readings) > START + MEMORY:
             del self._readings[START]
         return True
 
+    def _load(self, path: str, *, is_news: bool | None) -> Reading | None:
+        """Read a record, and keep it for `take_records` (None: not); None where it is missing or damaged."""
+        if not self._store.exists(path):
+            return None
+        try:
+            record = json.loads(self._store.read(path))
+            reading = reading_of(record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning("%s is no metrics record (%r); the sensors leave the update out", path, error)
+            return None
+        if is_news is not None:
+            self._records.append(ReadRecord(content=record, is_news=is_news))
+        return reading
+
     def _judge(self) -> list[Alert]:
         bands = make_bands(self._reference, self._readings, self._watch)
-        self.positions = positions(self._readings, bands)
+        self.bands, self.positions = bands, positions(self._readings, bands)
+        self.values = newest(self._readings, self._sensors())
         known = {(alert.sensor, alert.update) for alert in self.alerts}
         found = [alert for alert in judge(self._readings, bands, self._train) if (alert.sensor, alert.update) not in known]
         self.alerts = (*self.alerts, *found)
         return [alert for alert in found if alert.update > self._restored]
+
+    def _sensors(self) -> list[str]:
+        """Every sensor that the newest reading could have measured."""
+        return [*(self._readings[-1].statistics if self._readings else ()), *(WATCHED + name for name in self._watch)]
 
 
 def _statistics(store: RunStore, path: str) -> dict[str, list[float]]:

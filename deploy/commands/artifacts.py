@@ -1,7 +1,5 @@
-"""`flowfleet audit|report|status|export`. What loads torch or matplotlib is imported by the command."""
+"""`flowfleet audit|report|status`. What loads torch or matplotlib is imported by the command."""
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,19 +9,11 @@ from rich.table import Table
 from common.errors import UserError
 from common.store.claim import newest_incarnation
 from common.store.manifests import read_status
-from common.store.recovery import adapters
 from common.store.run_store import RunStore
 from deploy.commands.control import show_fleet
 from deploy.options import run_config_of
 
 RunArgument = Annotated[str, typer.Argument(help="a run directory")]
-
-
-class ExportFormat(StrEnum):
-    """Who reads the exported LoRA."""
-
-    PEFT = "peft"
-    DIFFUSERS = "diffusers"
 
 
 def open_run(run: str) -> RunStore:
@@ -58,12 +48,34 @@ def report(
     reward_weights: Annotated[
         str | None, typer.Option(help="NAME=NUMBER,...: also show what these weights would have said of the run's scores; no image is made")
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the report as a page that refreshes while the run goes on; writes nothing")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="with --serve: where to listen; 0 = any free port")] = 8266,
+    host: Annotated[
+        str, typer.Option(help="with --serve: the address to listen on; other than loopback, anyone who reaches it can read the run")
+    ] = "127.0.0.1",
 ) -> None:
-    """Write report.html: curves, sample grids over time, before/after table."""
+    """Write report.html: curves, sample grids over time, before/after table; or serve it live."""
     from deploy.report.reweighting import parse_weights, read_reweighting
     from deploy.summary import show_results
 
     store = open_run(run)
+    if serve:
+        from deploy.report.serve import is_loopback, serve_report
+
+        if reward_weights is not None:
+            raise UserError("report: --reward-weights came with --serve; the live page shows the run's own weights; leave one of them out")
+        console = Console(stderr=True)
+        if not is_loopback(host):
+            text = f"{host} is no loopback address: anyone who reaches this port can read the run, its prompts and its images"
+            console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        serve_report(
+            store, host=host, port=port,
+            announce=lambda url: console.print(f"{url} shows {run}; Ctrl-C ends it", highlight=False, soft_wrap=True, markup=False),
+        )  # fmt: skip
+        console.print("ended; nothing was written", highlight=False)
+        return
     reweighting = None if reward_weights is None else read_reweighting(store, parse_weights(reward_weights))
     show_results(store, Console(), reweighting)
 
@@ -87,30 +99,8 @@ def status(run: RunArgument) -> None:
     console.print(table)
 
 
-def export(
-    run: RunArgument,
-    out: Annotated[Path, typer.Option(help="directory to write")],
-    fmt: Annotated[
-        ExportFormat, typer.Option("--format", help="peft: a PEFT directory; diffusers: for load_lora_weights")
-    ] = ExportFormat.DIFFUSERS,
-    snapshot: Annotated[str, typer.Option(help="live, ema or behavior")] = "ema",
-    version: Annotated[int | None, typer.Option(help="default: the newest")] = None,
-) -> None:
-    """Export a LoRA that PEFT or diffusers loads."""
-    from deploy.export import export_adapter
-
-    store = open_run(run)
-    published = adapters(store)
-    chosen = max(published, default=None) if version is None else version
-    if chosen is None or chosen not in published:
-        raise UserError(f"export: {run} holds no version {chosen}; published and kept: {sorted(published)}")
-    written = export_adapter(store.read(published[chosen]), snapshot, run_config_of(store).model, out, fmt.value)
-    Console().print(f"version {chosen}, snapshot {snapshot}: {written}", highlight=False)
-
-
 def register(app: typer.Typer) -> None:
     """Put these commands under the command line."""
     app.command("audit")(audit_command)
     app.command("report")(report)
     app.command("status")(status)
-    app.command("export")(export)

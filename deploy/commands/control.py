@@ -92,7 +92,7 @@ def stop(run: RunArgument) -> None:
 
 
 def show_fleet(report: FleetReport, console: Console) -> None:
-    """Slots with their processes, sizes and the last decisions; nothing for a run of --local."""
+    """Slots with their processes, sizes and the last decisions."""
     if not report.slots:
         return
     sizes = ", ".join(f"{pool} {size}" for pool, size in sorted(report.sizes.items()))

@@ -1,14 +1,11 @@
 """compare.html: base, A and B on the same prompts and seeds, sorted by where B loses most against A; one file that opens offline."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from deploy.report.bootstrap import METHOD
-from deploy.report.page import TEMPLATES, TableLine, make_environment, script_json, table_lines
+from deploy.report.page import TableLine, make_environment, script_json, script_text, table_lines
 from deploy.report.pairs import PairLine, differences, keyed_rows, pair_lines, shared_rewards
 from deploy.report.records import EvaluationRecord, EvaluationRow
 from deploy.report.samples import MediaShelf, Shot
@@ -155,15 +152,8 @@ def render_comparison(comparison: Comparison, facts: PageFacts) -> str:
         title=facts.title, facts=facts.facts, protocol=facts.protocol, warnings=facts.warnings, comparison=comparison,
         sentences=verdicts(comparison), cards=shown, num_cards=len(cards), tags=list(dict.fromkeys(card.tag for card in cards)),
         counts={name: sum(card.outcome == name for card in shown) for name in ("loss", "tie", "win")},
-        method=METHOD, script=_script(), numbers=script_json(_numbers(comparison, facts)),
+        method=METHOD, script=script_text("compare.js"), numbers=script_json(_numbers(comparison, facts)),
     )  # fmt: skip
-
-
-def _script() -> Markup:
-    """The page's own script, from a file beside the template: nothing of a run is in it."""
-    text = (TEMPLATES / "compare.js").read_text(encoding="utf-8")
-    assert not re.search(r"</script", text, re.IGNORECASE), "a script element ends at the first closing tag"
-    return Markup(text)
 
 
 def _numbers(comparison: Comparison, facts: PageFacts) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """The report's curves: each function draws one panel from a RunHistory, or none where there is nothing to draw."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -9,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from deploy.report.compare import MEAN
-from deploy.report.drawing import INK, LIGHT_TO_DARK, MUTED, ROLES, as_array, color, legend, make_axes, marker, smooth, to_uri
-from deploy.report.records import EvaluationRecord, RunHistory, UpdateRecord
+from deploy.report.drawing import INK, LIGHT_TO_DARK, MUTED, ROLES, Panel, as_array, color, legend, make_axes, marker, smooth, to_uri
+from deploy.report.evaluation_curves import draw_over_training, evaluations
+from deploy.report.records import RunHistory, UpdateRecord
 
 MAX_UNIT_REWARD = 1.5  # rewards up to here share one panel
-MAX_EVALUATED_REWARDS = 3
+LEAD_SIZE = (13.8, 3.3)  # the first reward panel's, inches: it is what a reader looks for
 Unit = Literal["share", "groups", "seconds"]
 Lines = Mapping[str, Sequence[float]]  # label -> values, one an update
 _KL_NAMES = {
@@ -28,21 +27,15 @@ _CLIP_NAMES = {"clip_fraction": "clipped", "clip_fraction_up": "clipped above", 
 _RATIO_NAMES = {"ratio_mean": "mean", "ratio_max": "max", "ratio_min": "min"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One drawn figure."""
-
-    title: str
-    caption: str
-    uri: str  # data:image/svg+xml
-    is_wide: bool = False
-
-
 def draw_training(history: RunHistory) -> list[Panel]:
     """Return the panels of training: rewards, frozen evaluation, objective."""
-    panels = [*train_rewards(history), *evaluations(history)]
+    return [*train_rewards(history), *draw_objective(history)]
+
+
+def draw_objective(history: RunHistory) -> list[Panel]:
+    """Return the panels of training besides the rewards: frozen evaluation, objective."""
     drawn = (make(history) for make in (kl, clip_fraction, ratio, step_size, flat_groups))
-    return [*panels, *(panel for panel in drawn if panel is not None)]
+    return [*evaluations(history), *(panel for panel in drawn if panel is not None)]
 
 
 def draw_fleet(history: RunHistory) -> list[Panel]:
@@ -72,11 +65,12 @@ def train_rewards(history: RunHistory) -> list[Panel]:
     }  # fmt: skip
     unit = [name for name in names if scales[name] <= MAX_UNIT_REWARD]
     shared = [unit] if unit else []
-    return [_train_reward_panel(history, group, names) for group in [*shared, *([name] for name in names if name not in unit)]]
+    groups = [*shared, *([name] for name in names if name not in unit)]
+    return [_train_reward_panel(history, group, names, is_wide=group is groups[0]) for group in groups]
 
 
-def _train_reward_panel(history: RunHistory, drawn: list[str], names: list[str]) -> Panel:
-    figure, axes = make_axes()
+def _train_reward_panel(history: RunHistory, drawn: list[str], names: list[str], *, is_wide: bool) -> Panel:
+    figure, axes = make_axes(*(LEAD_SIZE if is_wide else ()))
     numbers = _numbers(history)
     for name in drawn:
         tone = color(names.index(name))
@@ -87,56 +81,12 @@ def _train_reward_panel(history: RunHistory, drawn: list[str], names: list[str])
         axes.fill_between(numbers, line - spread, line + spread, color=tone, alpha=0.10, linewidth=0)
         axes.plot(numbers, as_array(means), color=tone, alpha=0.35, linewidth=1.0)
         axes.plot(numbers, line, color=tone, label=name, marker=marker(len(numbers)), markersize=3)
-    _finish(axes, history)
+    evaluated = draw_over_training(axes, history, {name: color(names.index(name)) for name in drawn})
+    _finish(axes, history, columns=6 if is_wide else 3)
     title = "Train rewards" if len(drawn) > 1 or len(names) == len(drawn) else f"Train reward: {drawn[0]}"
-    caption = "Thin: mean of each update's samples; thick: smoothed; band: ± the mean standard deviation inside groups."
-    return Panel(title=title, caption=caption, uri=to_uri(figure))
-
-
-def evaluations(history: RunHistory) -> list[Panel]:
-    """The frozen evaluation by task and its mean, over updates and over running minutes."""
-    if not history.evaluations:
-        return []
-    names = list(history.evaluations[-1].rewards)[:MAX_EVALUATED_REWARDS]
-    found = [_evaluation_panel(history, name, by_time=by_time) for name in names for by_time in (False, True)]
-    return [panel for panel in found if panel is not None]
-
-
-def _evaluation_panel(history: RunHistory, name: str, *, by_time: bool) -> Panel | None:
-    placed: list[tuple[float, EvaluationRecord]] = []
-    for record in history.evaluations:
-        seconds = history.elapsed_at(record.version)
-        if name in record.rewards and (seconds is not None or not by_time):
-            placed.append((seconds / 60 if by_time and seconds is not None else record.version, record))
-    if len(placed) < 2:
-        return None
-    figure, axes = make_axes()
-    tasks = list(dict.fromkeys(task for _, record in placed for task in record.rewards[name].tasks))
-    where = [position for position, _ in placed]
-    for position, task in enumerate(tasks if len(tasks) > 1 else []):
-        values = [_task_mean(record, name, task) for _, record in placed]
-        axes.plot(where, values, color=color(position), linewidth=1.3, marker="o", markersize=2.5, alpha=0.85, label=task)
-    means = as_array([record.rewards[name].mean for _, record in placed])
-    axes.plot(where, means, color=INK, linewidth=2.6, marker="o", markersize=4, label=MEAN if len(tasks) > 1 else name)
-    axes.set_xlabel("running minutes" if by_time else "update", loc="right")
-    if all(0 <= row <= 1 for _, record in placed for row in _means(record, name)):
-        axes.set_ylim(-0.02, 1.03)
-    legend(axes, 4)
-    title = f"Frozen evaluation: {name}" + (", by time" if by_time else "")
-    caption = "The same prompts and seeds at every point; update 0 is the base model."
-    if by_time:
-        caption = "Pauses between starts are not counted, nor is what came before the first update."
-    return Panel(title=title, caption=caption, uri=to_uri(figure))
-
-
-def _means(record: EvaluationRecord, name: str) -> list[float]:
-    found = [record.rewards[name].mean, *(task.mean for task in record.rewards[name].tasks.values())]
-    return [mean for mean in found if mean is not None]
-
-
-def _task_mean(record: EvaluationRecord, name: str, task: str) -> float:
-    found = record.rewards[name].tasks.get(task)
-    return np.nan if found is None or found.mean is None else found.mean
+    caption = "Thin: mean of each update's samples; thick: smoothed; band: ± the mean standard deviation inside groups"
+    caption += "; diamonds: the frozen evaluation of the same reward." if evaluated else "."
+    return Panel(title=title, caption=caption, uri=to_uri(figure), is_wide=is_wide)
 
 
 def _learner_lines(history: RunHistory, names: dict[str, str]) -> tuple[dict[str, list[float]], list[int]]:

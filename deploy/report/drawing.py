@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -25,6 +26,16 @@ STYLE: Any = {
     "svg.hashsalt": "flowfleet", "svg.fonttype": "path", "figure.dpi": 100,
 }  # fmt: skip
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One drawn figure."""
+
+    title: str
+    caption: str
+    uri: str  # data:image/svg+xml
+    is_wide: bool = False
 
 
 def color(position: int) -> str:
@@ -56,6 +67,7 @@ def tidy(axes: Axes) -> None:
     """Few ticks, whole updates."""
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.get_offset_text().set_horizontalalignment("right")  # beside the legend, not under it
     axes.margins(x=0.02)
 
 

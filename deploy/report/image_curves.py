@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from common.sensors import WATCHED, WINDOW, Alert, Band, Reading, Reference, judge, make_bands, smoothed
-from deploy.report.curves import Panel
-from deploy.report.drawing import INK, MUTED, as_array, color, make_grid, to_uri
+from deploy.report.drawing import INK, MUTED, Panel, as_array, color, make_grid, to_uri
 from deploy.report.records import EvaluationRecord, RunHistory, UpdateRecord
-from deploy.report.samples import MediaShelf, base_statistics
+from deploy.report.samples import ImageShelf, base_statistics
 
 COLUMNS = 4
 ALERT = "#dc2626"
@@ -33,7 +32,7 @@ class SensorRecord:
         return [*sorted(measured), *(name for name in self.bands if name.startswith(WATCHED))]
 
 
-def read_sensors(history: RunHistory, shelf: MediaShelf) -> SensorRecord:
+def read_sensors(history: RunHistory, shelf: ImageShelf) -> SensorRecord:
     """Judge a run again from its files, by the rules of common.sensors. Raises CorruptFile."""
     readings = tuple(_reading(record) for record in history.updates)
     train, watch = _uses(history)
@@ -54,7 +53,7 @@ def _uses(history: RunHistory) -> tuple[list[str], list[str]]:
     return [name for name, use in uses.items() if use == "train"], [name for name, use in uses.items() if use == "watch"]
 
 
-def _reference(base: EvaluationRecord | None, shelf: MediaShelf, watch: list[str]) -> Reference | None:
+def _reference(base: EvaluationRecord | None, shelf: ImageShelf, watch: list[str]) -> Reference | None:
     if base is None:
         return None
     values = base_statistics(shelf, base)

@@ -1,6 +1,7 @@
-"""report.html: one self-contained file that opens offline."""
+"""report.html: one self-contained file that opens offline; and its parts, which the live page exchanges while a run goes on."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy.report.compare import NUM_RESAMPLES, TableRow, run_table
-from deploy.report.curves import Panel, draw_fleet, draw_training, throughput
+from deploy.report.curves import draw_fleet, draw_objective, throughput, train_rewards
+from deploy.report.drawing import Panel
 from deploy.report.image_curves import SensorRecord, draw_sensors, numbers_of, read_sensors
 from deploy.report.reader import read_history
 from deploy.report.records import EvaluationRecord, RunFiles, RunHistory
 from deploy.report.reweighting import Reweighting, draw_reweighting
-from deploy.report.samples import MediaShelf, sample_grid, train_extremes
+from deploy.report.samples import MAX_VERSIONS, ImageShelf, MediaShelf, sample_grid, train_extremes
 from deploy.report.verdict import duration, figure, sentences, waiting_share
 
 _DIGEST = 12  # shown characters of a digest
 TEMPLATES = Path(__file__).parent / "templates"
+PARTS = ("head", "findings", "alerts", "rewards", "samples", "table", "training", "fleet", "extremes", "reweighting", "record")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,15 @@ class TableLine:
     middle: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageParts:
+    """A drawn report in the pieces that the live page exchanges one by one; a piece without anything to tell is empty."""
+
+    title: str
+    parts: Mapping[str, Markup]  # name -> html, in PARTS' order
+    numbers: Mapping[str, Any]  # everything drawn
+
+
 def write_report(store: RunFiles, out_path: Path, reweighting: Reweighting | None = None) -> Path:
     """Draw a run's report; parts without files yet are left out.
 
@@ -63,34 +75,62 @@ def write_report(store: RunFiles, out_path: Path, reweighting: Reweighting | Non
 
 
 def render_report(store: RunFiles, reweighting: Reweighting | None = None) -> str:
-    """Return the page's html."""
-    history, shelf = read_history(store), MediaShelf(store)
-    rows = run_table(history)
-    sensors = read_sensors(history, shelf)
+    """Return the html of the page that is one file."""
+    drawn = render_parts(read_history(store), MediaShelf(store), reweighting=reweighting)
+    return make_environment().get_template("report.html.j2").render(
+        title=drawn.title, parts=drawn.parts, numbers=script_json(drawn.numbers), script=script_text("samples.js", "report.js")
+    )  # fmt: skip
+
+
+def render_parts(
+    history: RunHistory, shelf: ImageShelf, *, max_versions: int = MAX_VERSIONS, reweighting: Reweighting | None = None
+) -> PageParts:
+    """Draw every part of the report.
+
+    Args:
+        history: of the run.
+        shelf: where images come from, and what stands in the page for one: its bytes, or a link.
+        max_versions: evaluated versions under the slider.
+        reweighting: what other reward weights would have said, where somebody asked.
+
+    Raises:
+        CorruptFile: a media file breaks its form; the message names it.
+        StoreError: a file went away meanwhile.
+    """
+    rows, sensors = run_table(history), read_sensors(history, shelf)
     curves = _present(draw_sensors(sensors))
     best, worst = train_extremes(history, shelf)
-    return make_environment().get_template("report.html.j2").render(
-        history=history,
-        title=history.name,
-        facts=run_facts(history),
-        sentences=sentences(history, rows, sensors),
-        alerts=sensors.alerts,
-        alert_curves=curves if sensors.alerts else [],
-        reweighting=reweighting,
-        reweighted=draw_reweighting(reweighting) if reweighting else [],
-        tiles=_tiles(history, rows),
-        lines=table_lines(rows),
-        protocol=protocol_line(history.newest or history.base),
-        num_resamples=NUM_RESAMPLES,
-        training=[*draw_training(history), *([] if sensors.alerts else curves)],
-        fleet=draw_fleet(history),
-        grid=sample_grid(history, shelf),
-        best=best,
-        worst=worst,
-        config_text=json.dumps(history.config, indent=2, ensure_ascii=False),
-        environment_text=json.dumps(history.environment, indent=2, ensure_ascii=False),
-        numbers=script_json(_numbers(history, rows, sensors)),
-    )  # fmt: skip
+    told = {
+        "history": history,
+        "facts": run_facts(history),
+        "sentences": sentences(history, rows, sensors),
+        "alerts": sensors.alerts,
+        "alert_curves": curves if sensors.alerts else [],
+        "reweighting": reweighting,
+        "reweighted": draw_reweighting(reweighting) if reweighting else [],
+        "tiles": _tiles(history, rows),
+        "lines": table_lines(rows),
+        "protocol": protocol_line(history.newest or history.base),
+        "num_resamples": NUM_RESAMPLES,
+        "rewards": train_rewards(history),
+        "training": [*draw_objective(history), *([] if sensors.alerts else curves)],
+        "fleet": draw_fleet(history),
+        "grid": sample_grid(history, shelf, max_versions),
+        "best": best,
+        "worst": worst,
+        "config_text": json.dumps(history.config, indent=2, ensure_ascii=False),
+        "environment_text": json.dumps(history.environment, indent=2, ensure_ascii=False),
+    }
+    environment = make_environment()
+    parts = {name: Markup(environment.get_template(f"parts/{name}.html.j2").render(told).strip()) for name in PARTS}
+    return PageParts(title=history.name, parts=parts, numbers=_numbers(history, rows, sensors))
+
+
+def script_text(*names: str) -> Markup:
+    """The page's own scripts, from files beside the templates: nothing of a run is in them."""
+    text = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+    assert not re.search(r"</script", text, re.IGNORECASE), "a script element ends at the first closing tag"
+    return Markup(text)
 
 
 def make_environment() -> Environment:
@@ -205,13 +245,14 @@ def _tiles(history: RunHistory, rows: Sequence[TableRow]) -> list[Tile]:
 
 
 def _effort(history: RunHistory) -> list[Tile]:
-    planned = history.config.get("schedule", {}).get("num_updates")
+    schedule = history.config.get("schedule", {})
+    planned, limit_s = schedule.get("num_updates"), schedule.get("time_limit_s")
     images, seconds = sum(record.images for record in history.updates), history.elapsed_s[-1]
     rates = [rate for rate in throughput(history) if rate is not None]
     waits = waiting_share(history)
     tiles = [
-        Tile(label="updates", value=str(history.updates[-1].update), note=f"of {planned} planned" if planned else ""),
-        Tile(label="running time", value=duration(seconds)),
+        Tile(label="updates", value=str(history.updates[-1].update), note=f"of {planned:,} planned" if planned and not limit_s else ""),
+        Tile(label="running time", value=duration(seconds), note=f"limit {duration(limit_s)}" if limit_s else ""),
         Tile(label="images trained on", value=f"{images:,}"),
     ]
     if rates:

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deploy.report.curves import Panel
-from deploy.report.drawing import INK, color, legend, make_axes, to_uri
+from deploy.report.drawing import INK, Panel, color, legend, make_axes, to_uri
 from deploy.report.grid import contact_sheet, to_png
 from deploy.report.page import make_environment
 

@@ -99,13 +99,26 @@ def _optional(value: Any) -> float | None:
 
 
 def _read_updates(files: RunFiles, listing: list[str]) -> tuple[UpdateRecord, ...]:
-    newest: dict[int, tuple[int, str]] = {}
+    starts: dict[int, dict[int, str]] = {}
     for path in listing:
         found = paths.parse_metrics(path)
         if found is not None:
             update, incarnation = found
-            newest[update] = max(newest.get(update, (0, "")), (incarnation, path))
-    return tuple(_build(path, _update_record, _read_json(files, path)) for _, (_, path) in sorted(newest.items()))
+            starts.setdefault(incarnation, {})[update] = path
+    return tuple(_build(path, _update_record, _read_json(files, path)) for path in _standing(starts))
+
+
+def _standing(starts: Mapping[int, Mapping[int, str]]) -> list[str]:
+    """The metrics files that count, by update: where a start began again, what earlier starts wrote from there on is superseded.
+
+    Args:
+        starts: incarnation -> update -> path.
+    """
+    standing: dict[int, str] = {}
+    for _, own in sorted(starts.items()):
+        begun = min(own)
+        standing = {update: path for update, path in standing.items() if update < begun} | dict(own)
+    return [path for _, path in sorted(standing.items())]
 
 
 def _update_record(tables: Mapping[str, Any]) -> UpdateRecord:

@@ -14,8 +14,7 @@ from common.store import paths
 from common.store.manifests import read_claim, read_manifest
 from common.store.run_store import RunStore
 from common.types import Manifest, ManifestGroup
-from deploy.report.curves import Panel
-from deploy.report.drawing import as_array, color, make_axes, marker, smooth, to_uri
+from deploy.report.drawing import Panel, as_array, color, make_axes, marker, smooth, to_uri
 from learner.advantages import AdvantageBatch, AdvantageEstimator, make_estimator
 from learner.config import AdvantageConfig
 

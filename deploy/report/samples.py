@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +58,26 @@ class TrainShot:
     shot: Shot
 
 
+class ImageShelf(Protocol):
+    """Where a page's images come from."""
+
+    @property
+    def files(self) -> RunFiles:
+        """The run directory."""
+        ...
+
+    def uri(self, path: str, row: int) -> str:
+        """Return what stands in an image's src; "" when the image is not there."""
+        ...
+
+    def statistics(self, path: str) -> dict[str, list[float]]:
+        """Return the statistics of a media file's images by name. Raises CorruptFile or StoreError."""
+        ...
+
+
 @dataclass(slots=True)
 class MediaShelf:
-    """Media files, each read once."""
+    """Media files, each read once; images stand in the page as data URIs."""
 
     files: RunFiles
     _batches: dict[str, pa.RecordBatch] = field(default_factory=dict)
@@ -75,29 +93,44 @@ class MediaShelf:
 
     def statistics(self, path: str) -> dict[str, list[float]]:
         """Return the statistics of a file's images by name."""
-        batch = self._batch(path)
-        names = [name for name in batch.schema.names if name.startswith(_STATISTIC)]
-        return {name.removeprefix(_STATISTIC): [float(value) for value in batch.column(name).to_pylist()] for name in names}
+        return statistics_of(self._batch(path))
 
     def _batch(self, path: str) -> pa.RecordBatch:
         if path not in self._batches:
-            self._batches[path], _ = decode(path, self.files.read(path), schema_version=MEDIA_SCHEMA)
+            self._batches[path] = read_media_batch(self.files, path)
         return self._batches[path]
+
+
+def read_media_batch(files: RunFiles, path: str) -> pa.RecordBatch:
+    """Return a media file's rows: image (WebP bytes) and statistic_<name>. Raises CorruptFile or StoreError."""
+    batch, _ = decode(path, files.read(path), schema_version=MEDIA_SCHEMA)
+    return batch
+
+
+def statistics_of(batch: pa.RecordBatch) -> dict[str, list[float]]:
+    """The statistics of a media file's rows by name."""
+    names = [name for name in batch.schema.names if name.startswith(_STATISTIC)]
+    return {name.removeprefix(_STATISTIC): [float(value) for value in batch.column(name).to_pylist()] for name in names}
 
 
 def to_thumbnail(content: bytes) -> str:
     """Return WebP bytes as a data URI, made smaller when a side exceeds MAX_KEPT_SIDE."""
+    return "data:image/webp;base64," + base64.b64encode(small_webp(content, THUMBNAIL_SIDE)).decode()
+
+
+def small_webp(content: bytes, side: int) -> bytes:
+    """Return WebP bytes as they are when no side exceeds MAX_KEPT_SIDE, else of at most `side` pixels."""
     with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
-        if max(image.size) > MAX_KEPT_SIDE:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-            sink = io.BytesIO()
-            small.save(sink, "WEBP", quality=80, method=4)
-            content = sink.getvalue()
-    return "data:image/webp;base64," + base64.b64encode(content).decode()
+        if max(image.size) <= MAX_KEPT_SIDE:
+            return content
+        small = image.convert("RGB")
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        sink = io.BytesIO()
+        small.save(sink, "WEBP", quality=80, method=4)
+        return sink.getvalue()
 
 
-def base_statistics(shelf: MediaShelf, base: EvaluationRecord | None) -> dict[str, list[float]]:
+def base_statistics(shelf: ImageShelf, base: EvaluationRecord | None) -> dict[str, list[float]]:
     """Return the image statistics of the base's evaluation, over all its sheets."""
     found: dict[str, list[float]] = {}
     for path in sorted({row.sheet for row in base.rows if row.sheet} if base else ()):
@@ -106,11 +139,11 @@ def base_statistics(shelf: MediaShelf, base: EvaluationRecord | None) -> dict[st
     return found
 
 
-def sample_grid(history: RunHistory, shelf: MediaShelf) -> SampleGrid | None:
+def sample_grid(history: RunHistory, shelf: ImageShelf, max_versions: int = MAX_VERSIONS) -> SampleGrid | None:
     """Return the grid: prompts evenly over tags and, inside a tag, evenly over the file (never by score); versions evenly over the run."""
     if not history.evaluations or not history.evaluations[0].rows:
         return None
-    chosen = _spread(history.evaluations, MAX_VERSIONS)
+    chosen = _spread(history.evaluations, max_versions)
     rows = []
     for first in _choose_prompts(history.evaluations[0].rows):
         shots = [_find_shot(evaluation, first, shelf) for evaluation in chosen]
@@ -138,14 +171,14 @@ def _choose_prompts(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     return chosen
 
 
-def _find_shot(evaluation: EvaluationRecord, wanted: EvaluationRow, shelf: MediaShelf) -> Shot:
+def _find_shot(evaluation: EvaluationRecord, wanted: EvaluationRow, shelf: ImageShelf) -> Shot:
     for row in evaluation.rows:
         if row.prompt_id == wanted.prompt_id:
             return Shot(uri=shelf.uri(row.sheet, row.row), scores=tuple(row.scores.items()))
     return Shot(uri="", scores=())
 
 
-def train_extremes(history: RunHistory, shelf: MediaShelf) -> tuple[list[TrainShot], list[TrainShot]]:
+def train_extremes(history: RunHistory, shelf: ImageShelf) -> tuple[list[TrainShot], list[TrainShot]]:
     """Return the best and the worst samples of the last update, one a group at most, whose images are still there."""
     scored = [sample for sample in history.last_samples if sample.weighted_reward is not None]
     media = _media_paths(shelf.files, scored)
@@ -163,7 +196,7 @@ def _first_of_groups(ordered: Sequence[TrainSample], media: dict[int, str]) -> l
     return list(first.values())[:MAX_TRAIN_SAMPLES]
 
 
-def _train_shot(sample: TrainSample, media: dict[int, str], shelf: MediaShelf) -> TrainShot:
+def _train_shot(sample: TrainSample, media: dict[int, str], shelf: ImageShelf) -> TrainShot:
     uri = shelf.uri(media[sample.group], sample.sample_index)
     return TrainShot(sample=sample, shot=Shot(uri=uri, scores=tuple(sample.scores.items())))
 
@@ -172,10 +205,11 @@ def _media_paths(files: RunFiles, samples: Sequence[TrainSample]) -> dict[int, s
     """Group -> its media file that is still there; where two leases left one, the manifest says which was used."""
     numbers = {sample.group for sample in samples}
     found: dict[int, list[str]] = {}
-    for path in files.list(paths.GROUPS):
-        name = paths.parse_media(path)
-        if name is not None and name.number in numbers:
-            found.setdefault(name.number, []).append(path)
+    for folder in sorted({paths.media_path(number, "x").rpartition("/")[0] for number in numbers}):  # not every group of a long run
+        for path in files.list(folder):
+            name = paths.parse_media(path)
+            if name is not None and name.number in numbers:
+                found.setdefault(name.number, []).append(path)
     used = _used_media(files, samples[0].update) if any(len(candidates) > 1 for candidates in found.values()) else set()
     return {number: next((path for path in candidates if path in used), candidates[0]) for number, candidates in found.items()}
 

@@ -1,0 +1,1 @@
+"""One zip for a bug report: bounded, deterministic, without secrets."""

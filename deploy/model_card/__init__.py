@@ -1,0 +1,1 @@
+"""A model card from the files of a run alone."""

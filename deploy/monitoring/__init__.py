@@ -1,0 +1,1 @@
+"""Monitoring as typed Python: dashboards, alert rules and the page of metrics, generated and committed."""

@@ -1,0 +1,127 @@
+"""Starts a follower process a sink beside a run, and lets it go at the end. Whatever becomes of one is a line in the log."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from common.logs import get_logger
+from deploy.sinks.settings import SinksSection
+
+PROJECT = Path(__file__).parent.parent.parent
+GRACE_S = 5.0  # a follower ends itself finish_timeout_s after it was let go; so much later it is killed
+_SECRETS = ("WANDB_API_KEY",)
+_log = get_logger("sinks")
+
+
+@contextmanager
+def following(section: SinksSection, store_url: str) -> Iterator[None]:
+    """Follow a run while the body lasts; a second Ctrl-C ends the followers at once.
+
+    Args:
+        section: the recipe's [sinks].
+        store_url: the run directory; its run is claimed.
+    """
+    followers = [found for name in section.enabled if (found := _start(name, section, store_url)) is not None]
+    patience_s = section.finish_timeout_s + GRACE_S
+    try:
+        yield
+    except KeyboardInterrupt:
+        patience_s = 0.0
+        raise
+    finally:
+        _let_go(followers, patience_s)
+
+
+class FollowerProcess:
+    """One follower and the thread that hears its last words."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[bytes]") -> None:
+        self.name, self._process = name, process
+        self._is_let_go = False
+        self._words: deque[str] = deque(maxlen=1)  # the last line of its standard error
+        self._listener = threading.Thread(target=self._listen, name=f"sink-{name}", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        if self._process.stderr is not None:
+            for line in self._process.stderr:
+                text = line.decode(errors="replace").strip()
+                if text:
+                    self._words.append(text)
+        code = self._process.wait()
+        if code != 0 or not self._is_let_go:
+            self._tell(code)
+
+    def _tell(self, code: int) -> None:
+        why = redacted(self._words[-1]) if self._words else "it said nothing"
+        _log.warning(
+            "sink %s ended (code %d): %s; the run goes on without it; `flowfleet sink RUN --to %s` sends the rest later",
+            self.name, code, why, self.name,
+        )  # fmt: skip
+
+    def let_go(self) -> None:
+        """Ask it to send the rest and leave."""
+        self._is_let_go = True
+        if self._process.stdin is not None:
+            with suppress(OSError):  # it left before
+                self._process.stdin.close()
+
+    def wait_or_kill(self, patience_s: float) -> None:
+        """Wait for its end; then end its process group, which holds what it started."""
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._listener.join(GRACE_S)
+
+    def kill(self) -> None:
+        """End it and what it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def redacted(text: str) -> str:
+    """A foreign line without the secrets that the environment holds."""
+    for name in _SECRETS:
+        secret = os.environ.get(name, "")
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
+def _start(name: str, section: SinksSection, store_url: str) -> FollowerProcess | None:
+    if store_url.startswith("memory://"):
+        _log.warning("sink %s: %s lives in one process and cannot be followed; give a --run-dir on disk", name, store_url)
+        return None
+    command = [sys.executable, "-P", "-m", "deploy.sinks.follow", store_url, name, section.model_dump_json()]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), environment.get("PYTHONPATH", "")) if path)
+    environment |= {"OMP_NUM_THREADS": "1"}
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        _log.warning("sink %s: its process cannot be started (%s); the run goes on without it", name, error)
+        return None
+    return FollowerProcess(name, process)
+
+
+def _let_go(followers: list[FollowerProcess], patience_s: float) -> None:
+    """All at once; a Ctrl-C while waiting ends them."""
+    for follower in followers:
+        follower.let_go()
+    deadline = time.monotonic() + patience_s
+    try:
+        for follower in followers:
+            follower.wait_or_kill(max(0.0, deadline - time.monotonic()))
+    except KeyboardInterrupt:
+        for follower in followers:
+            follower.kill()
+        raise

@@ -1,0 +1,1 @@
+"""`flowfleet watch`: a run from its files, in a terminal."""
