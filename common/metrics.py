@@ -4,6 +4,7 @@ prometheus_client's own counters add a _created series each and cannot follow to
 values are kept here and handed out as a collector. Only what the catalog names can be shown.
 """
 
+import math
 import os
 import socket
 import threading
@@ -17,12 +18,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from common.errors import ConfigError
+from common.logs import get_logger
 from common.metric_catalog import BY_NAME, CATALOG, PREFIX, Kind, Metric
 
 Labels = tuple[str, ...]
 """Values of a family's labels but run, in the catalog's order."""
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 LOOPBACK: Final = "127.0.0.1"
+_log = get_logger("coordinator")
 
 
 class RunMetrics(Collector):
@@ -37,6 +40,7 @@ class RunMetrics(Collector):
         self._lock = threading.Lock()
         self._values: dict[str, dict[Labels, float]] = {metric.name: {} for metric in CATALOG}
         self._histograms: dict[str, dict[Labels, _Histogram]] = {metric.name: {} for metric in CATALOG}
+        self._refused: set[str] = set()  # counters of which an amount was refused, and said to be
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -53,11 +57,21 @@ class RunMetrics(Collector):
             self._values[metric.name] = {labels: float(value) for labels, value in values.items()}
 
     def count(self, name: str, amount: float, *labels: str) -> None:
-        """Add to a counter; 0 makes its series visible before anything is counted."""
+        """Add to a counter; 0 makes its series visible before anything is counted.
+
+        An amount that is negative or not finite changes nothing and is logged once a name: it came with a record or a heartbeat, and
+        what is shown of a run does not end it.
+        """
         metric = _find(name, "counter", labels)
-        assert amount >= 0, f"RunMetrics.count: {name} cannot fall by {-amount}"
+        is_amount = 0 <= amount < math.inf
         with self._lock:
-            self._values[metric.name][labels] = self._values[metric.name].get(labels, 0.0) + amount
+            is_news = not is_amount and name not in self._refused
+            if is_amount:
+                self._values[metric.name][labels] = self._values[metric.name].get(labels, 0.0) + amount
+            else:
+                self._refused.add(name)
+        if is_news:
+            _log.warning("metrics: %s was to grow by %s: a counter takes finite amounts from 0 on; such are left out", name, amount)
 
     def follow(self, name: str, total: float, *labels: str) -> None:
         """Let a counter stand at a total that is counted elsewhere; a total that fell is no counter's, and changes nothing."""

@@ -77,7 +77,7 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
-        problems = [*_arithmetic(self), *_rewards(self), *_sampler_and_objective(self)]
+        problems = [*_arithmetic(self), *_rewards(self), *_sampler_and_objective(self), *_patience(self)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -93,6 +93,16 @@ def _arithmetic(config: RunConfig) -> list[str]:
     if subset > group_size:
         return [
             f"learner.advantage.subset={subset} exceeds rollout.group_size={group_size}, of which it is a part; lower it, or leave it out"
+        ]
+    return []
+
+
+def _patience(config: RunConfig) -> list[str]:
+    start_s, stall_s = config.cluster.start_timeout_s, config.schedule.stall_timeout_s
+    if config.cluster.grows and start_s > stall_s:
+        return [
+            f"cluster.start_timeout_s={start_s:g} waits for nodes that a growing cluster adds, and schedule.stall_timeout_s={stall_s:g} would end the "
+            "run before; raise the latter above it"
         ]
     return []
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import GateError
+from common.errors import ConfigError, GateError
 from common.policy.index import read_index
 from common.prompts import check_prompts, read_prompts
 from common.protocols import Scorer
@@ -14,6 +14,7 @@ from common.store.run_store import RunStore
 from common.types import Prompt, Score
 from deploy.config import RunConfig, shipped_path
 from deploy.plan import disk_gate
+from deploy.redact import Redactor, secret_keys
 from reward_servers.config import RewardConfig
 from reward_servers.environments import configured_scorer, release_scorers
 from reward_servers.fake import FakeScorer
@@ -70,6 +71,7 @@ def check_config(config: RunConfig) -> PromptSets:
         ConfigError, DataError, ModelError: the user's mistakes.
         GateError: disk (the cap cannot hold what recovery needs), scorer (a known image got another score).
     """
+    refuse_secrets(config)
     reason = disk_gate(config)
     if reason is not None:
         raise GateError("disk", reason)
@@ -84,8 +86,19 @@ def check_config(config: RunConfig) -> PromptSets:
     return prompts
 
 
+def refuse_secrets(config: RunConfig) -> None:
+    """Refuse a config whose values look like secrets: each start writes it to the run directory. Raises ConfigError, without the values."""
+    found = secret_keys(config.model_dump(mode="json"), Redactor())
+    if found:
+        raise ConfigError(
+            f"config: {', '.join(found)} looks like a secret, and the config is written to the run directory, where others read it; put it "
+            "into a file of mode 600 and name that (token_file), or into the environment"
+        )
+
+
 def check_fake_config(config: RunConfig) -> PromptSets:
-    """What still matters to engines that sleep: the disk cap and the prompt files. Raises GateError, DataError."""
+    """What still matters to engines that sleep: no secrets, the disk cap, the prompt files. Raises ConfigError, GateError, DataError."""
+    refuse_secrets(config)
     reason = disk_gate(config)
     if reason is not None:
         raise GateError("disk", reason)

@@ -2,8 +2,8 @@
 
 The learner starts first and is fixed; rollout workers are spread; rewards that need no GPU go to nodes without one. A custom
 resource called `learner`, `rollout` or `reward` that some node offers is asked for, one unit a process: so a cluster says
-which nodes take which role, and how many of it. A role that was pinned so once stays pinned while the run goes on: when the
-last such node is taken away, its processes wait for the next one instead of moving in with another role.
+which nodes take which role, and how many of it. On a cluster that grows, a role that was pinned so once stays pinned while the run
+goes on: when the last such node is taken away, its processes wait for the next one instead of moving in with another role.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,10 +56,10 @@ def offered_roles(nodes: Sequence[NodeFacts]) -> frozenset[Role]:
 
 
 def pinned_roles(nodes: Sequence[NodeFacts], before: frozenset[Role], *, grows: bool) -> frozenset[Role]:
-    """The roles that go only where their resource is: those offered now or earlier in this run. On a cluster that grows, all of them as
-    soon as one is: the nodes of the others may not have come yet."""
-    pinned = offered_roles(nodes) | before
-    return frozenset(ROLES) if grows and pinned else pinned
+    """The roles that go only where their resource is: those offered now. On a cluster that grows, all of them as soon as one was offered in
+    this run: the nodes of the others may not have come yet, or come back. Where none is added, a role whose last node is gone moves in with others."""
+    offered = offered_roles(nodes)
+    return frozenset(ROLES) if grows and (offered | before) else offered
 
 
 def seat(needs: Needs, nodes: Sequence[NodeFacts], taken: Mapping[str, int], pinned: frozenset[Role] = frozenset()) -> Seat:

@@ -68,10 +68,12 @@ def describe(config: RunConfig, *, local: bool) -> list[str]:
         f"balance: sampling {plan.sampling_forwards:g} forwards an image, learning about {plan.learning_forwards:g}: "
         f"{plan.learner_per_rollout:.1f} learner devices keep up with one rollout device",
     ]
-    if rollout.num_workers > 1 and plan.learner_per_rollout * rollout.num_workers > 1.5:
+    excess = plan.learner_per_rollout * rollout.num_workers / learner.num_ranks
+    if rollout.num_workers > 1 and excess > 1.5:
+        takers = "one learner device takes" if learner.num_ranks == 1 else f"{learner.num_ranks} learner ranks take"
         lines.append(
-            f"warning: {rollout.num_workers} rollout workers make images faster than one learner device takes them "
-            f"(by about {plan.learner_per_rollout * rollout.num_workers:.1f}x): more of them cannot help"
+            f"warning: {rollout.num_workers} rollout workers make images faster than {takers} them (by about {excess:.1f}x): more of them help "
+            "little, more learner ranks would"
         )
     return [*lines, *(f"warning: {text}" for text in learner.objective.warnings(run_facts(config)))]
 

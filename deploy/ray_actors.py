@@ -50,7 +50,7 @@ def connect(parts: RunParts, address: str | None) -> bool:
     ranks = parts.config.learner.num_ranks * parts.config.learner.num_threads
     prepare_own_cluster()
     ray.init(
-        address="local", num_cpus=max(2, ranks), include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False,
+        address="local", num_cpus=max(2, ranks), include_dashboard=parts.config.cluster.metrics_port > 0, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False,
     )  # fmt: skip
     return True
 

@@ -51,7 +51,7 @@ def run_session(config: RunConfig, options: StartOptions, console: Console) -> O
         console.print(options.fakes.describe(), highlight=False, soft_wrap=True)
     parts = compose(config, prompts, options.run_dir, incarnation, options.fakes)
     live = LiveLine(console=console, num_updates=config.schedule.num_updates, time_limit_s=config.schedule.time_limit_s)
-    with StopSignals(lambda text: console.print(text, highlight=False)) as signals, live, following(config.sinks, options.run_dir):
+    with following(config.sinks, options.run_dir), StopSignals(lambda text: console.print(text, highlight=False)) as signals, live:
         outcome = _drive(parts, options, live, signals)
     console.print(f"{outcome.kind}: {outcome.reason}", highlight=False)
     outcome.raise_if_failed()

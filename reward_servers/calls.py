@@ -48,7 +48,7 @@ class DirectCalls:
 
 
 class CountedCalls:
-    """Counts the calls in the total calls_total.
+    """Counts the calls in the total calls_total, and their seconds in score_seconds_total: no pause between them, no other loop's turn.
 
     Args:
         calls: runs them.
@@ -64,9 +64,10 @@ class CountedCalls:
         return self._calls.hung
 
     def run(self, call: Call, num_images: int) -> list[Score]:
-        """Count and call."""
+        """Count, call and time, a call that fails or hangs too."""
         self._gauges.add("calls_total", 1)
-        return self._calls.run(call, num_images)
+        with self._gauges.timed("score_seconds_total"):
+            return self._calls.run(call, num_images)
 
 
 class DeadlineCalls:

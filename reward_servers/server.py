@@ -190,8 +190,7 @@ def _scores(server: RewardServer, lease: ScoringLease) -> Generator[Wait, None, 
     rules = GuardRules(
         micro_batch=server.micro_batch, retries=server.retries, calls=CountedCalls(server.calls, server.gauges), clock=server.clock
     )
-    with server.gauges.timed("score_seconds_total"):
-        scores = yield from scoring_rounds(server.scorer, images, prompts, rules)
+    scores = yield from scoring_rounds(server.scorer, images, prompts, rules)
     server.gauges.add("images_total", len(images))
     for score in _failures(scores):
         server.gauges.add("null_scores_total", 1, reason=score.error)

@@ -228,7 +228,7 @@ def test_the_protocol_is_printed_with_the_numbers(exported: Mapping[str, Path], 
     sink = io.StringIO()
     show_evaluation(result, Console(file=sink, width=200))
     shown = sink.getvalue()
-    for part in (f"protocol {result['protocol_digest']}: ODE, 2 steps, guidance (CFG) 1, seed 20250505", "8 prompts (sha256", "snapshot ema",
+    for part in (f"protocol {result['protocol_digest']}: ODE, 2 steps, guidance (CFG) 1, seed 20250505", "8 prompts (digest", "snapshot ema",
                  "jpeg_compressibility", "15 LoRA modules bound", "percentile bootstrap"):  # fmt: skip
         assert part in shown
 

@@ -1,5 +1,7 @@
 """The catalog of metrics: what /metrics can show, its naming conventions, its page, and the port that serves it."""
 
+import logging
+import math
 import re
 import socket
 import urllib.request
@@ -90,8 +92,23 @@ def test_what_the_catalog_lacks_cannot_be_shown() -> None:
         metrics.count("update", 1.0)
     with pytest.raises(AssertionError, match=r"has the labels \('reward',\)"):
         metrics.put("reward_mean", 1.0)
-    with pytest.raises(AssertionError, match="cannot fall"):
-        metrics.count("optimizer_steps_total", -1.0)
+
+
+@pytest.mark.parametrize("amount", [math.nan, math.inf, -math.inf, -1.0])
+def test_what_is_no_amount_changes_no_counter_ends_nothing_and_is_said_once_a_name(amount: float, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = RunMetrics("test")
+    value = metrics.registry.get_sample_value
+    metrics.count("optimizer_steps_total", 2.0)
+    with caplog.at_level(logging.WARNING, logger="flowfleet"):
+        for name in ("optimizer_steps_total", "skipped_steps_total", "optimizer_steps_total"):
+            metrics.count(name, amount)
+    metrics.count("optimizer_steps_total", 3.0)
+    assert value("flowfleet_optimizer_steps_total", {"run": "test"}) == 5.0
+    assert value("flowfleet_skipped_steps_total", {"run": "test"}) is None
+    assert [line.split(" by ")[0] for line in caplog.messages] == [
+        "metrics: optimizer_steps_total was to grow", "metrics: skipped_steps_total was to grow",
+    ]  # fmt: skip
+    assert all(f" by {amount}:" in line for line in caplog.messages)
 
 
 def test_series_come_and_go_and_counters_never_fall() -> None:

@@ -1,7 +1,10 @@
 """What a Coordinator shows at /metrics of rewards, evaluations and slots that come and go, and how many series there are."""
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -115,7 +118,45 @@ def test_evaluations_are_shown_by_task_beside_the_base_and_after_a_restart_too(s
         assert (shown(found)("evaluation_version", snapshot="ema"), shown(found)("evaluations_pending")) == (2.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda result: result["rewards"]["r"].pop("tasks"), "KeyError('tasks')"),
+        (lambda result: result["rewards"]["r"].pop("mean"), "KeyError('mean')"),
+        (lambda result: result["rewards"]["r"].update(mean="high"), "ValueError"),
+        (lambda result: result.update(version="newest"), "TypeError"),
+        (lambda result: result.update(rewards=[]), "AttributeError"),
+    ],
+    ids=["no tasks", "no mean", "a mean in words", "a version in words", "a list of rewards"],
+)
+def test_a_result_that_lacks_its_tables_is_said_once_and_keeps_no_coordinator_from_starting(
+    store: RunStore, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[dict[str, Any]], object], error: str
+) -> None:
+    settings = make_settings(num_updates=2, every=1, eval_prompts=EVALUATED)
+    desk = make_coordinator(store, settings, clock)
+    publish(store, desk, 0)
+    for _ in work(store, desk):
+        pass
+    (path,) = (tmp_path / "run").rglob("result.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    spoil(result)
+    path.write_text(json.dumps(result), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="flowfleet"):
+        again = make_coordinator(store, settings, clock, incarnation=2)
+    again.tick()
+    assert family(again, "evaluation_score") == family(again, "evaluation_base_score") == {}
+    (line,) = [message for message in caplog.messages if "is not shown" in message]
+    assert path.parent.name in line
+    assert error in line
+
+
 # ---- fleet
+
+
+def heard_images(desk: Coordinator, mark: float, images: float) -> float | None:
+    """What rollout.0 is shown to have made, after a beat of its process with this mark and total."""
+    desk.beat("rollout.0", [], {PROCESS_MARK: mark, "images_total": images})
+    return shown(desk)("rollout_images_total", slot="rollout.0")
 
 
 def test_a_slots_restart_resets_its_totals_and_a_late_beat_counts_nothing(store: RunStore, clock: Clock) -> None:
@@ -136,6 +177,34 @@ def test_a_slots_restart_resets_its_totals_and_a_late_beat_counts_nothing(store:
     assert value("phase_seconds_total", role="rollout", phase="sampling") == 28.0
     assert value("phase_seconds_total", role="rollout", phase="waiting") == 2.0  # once a process
     assert value("phase_seconds_total", role="rollout", phase="decoding") == 0.0
+
+
+def test_a_late_beat_of_a_dead_process_counts_nothing_twice(store: RunStore, clock: Clock) -> None:
+    desk = make_coordinator(store, make_settings(), clock)
+    assert heard_images(desk, 1.0, 100.0) == 100.0
+    assert heard_images(desk, 2.0, 4.0) == 104.0
+    assert heard_images(desk, 1.0, 100.0) == 104.0  # it was on its way when its process died
+    assert heard_images(desk, 2.0, 8.0) == 108.0
+    assert heard_images(desk, 1.0, 103.0) == 111.0  # the dead one's last word: 3 images that nobody had heard of
+    assert heard_images(desk, 2.0, 8.0) == 111.0
+
+
+def test_a_dead_process_first_heard_of_after_its_successor_leaves_that_one_its_count(store: RunStore, clock: Clock) -> None:
+    desk = make_coordinator(store, make_settings(), clock)
+    assert heard_images(desk, 2.0, 4.0) == 4.0
+    assert heard_images(desk, 1.0, 16.0) == 20.0
+    assert heard_images(desk, 2.0, 8.0) == 24.0
+
+
+def test_every_process_of_a_slot_that_crashes_on_and_on_is_counted_once(store: RunStore, clock: Clock) -> None:
+    """Each of 20 makes 7 images, and is heard for the last time after its successor; no more processes are kept than may be late."""
+    desk = make_coordinator(store, make_settings(), clock)
+    for process in range(1, 21):
+        heard_images(desk, float(process), 3.0)
+        if process > 1:
+            heard_images(desk, process - 1.0, 7.0)
+    assert heard_images(desk, 20.0, 7.0) == 140.0
+    assert heard_images(desk, 1.0, 7.0) == 147.0  # so late that it is forgotten
 
 
 def test_a_restarted_coordinator_does_not_count_again_what_older_processes_did(store: RunStore, clock: Clock) -> None:

@@ -40,7 +40,7 @@ EVERY = [pytest.param(target, id=f"{slug}-{title}-{target['refId']}") for slug, 
 
 def test_the_committed_dashboards_are_what_the_code_generates() -> None:
     committed = {path.name: path.read_text(encoding="utf-8") for path in DASHBOARDS.glob("*.json")}
-    assert committed == encoded(), "run `make dashboards` and commit what it writes"
+    assert committed == encoded(), "run `make monitoring` and commit what it writes"
     assert sorted(boards) == sorted(SLUGS)
 
 

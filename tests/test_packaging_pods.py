@@ -30,7 +30,8 @@ def test_on_a_cluster_that_grows_one_pinned_role_pins_them_all() -> None:
     assert pinned_roles([LEARNER_POD], nothing, grows=True) == {"learner", "rollout", "reward"}
     plain = NodeFacts(node_id="p", resources={"CPU": 8.0})
     assert pinned_roles([plain], nothing, grows=True) == nothing, "nobody speaks of roles here"
-    assert pinned_roles([plain], frozenset({"rollout"}), grows=False) == {"rollout"}, "once pinned, pinned for the run"
+    assert pinned_roles([plain], frozenset({"rollout"}), grows=True) == {"learner", "rollout", "reward"}, "once pinned, pinned for the run"
+    assert pinned_roles([plain], frozenset({"rollout"}), grows=False) == nothing, "no other such node will come"
 
 
 def test_more_than_the_nodes_hold_now_is_a_mistake_only_where_the_cluster_does_not_grow() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.errors import CorruptFile, Fenced, ScorerError, StoreError
+from common.errors import CorruptFile, Fenced, ScorerError, ScorerUnavailable, StoreError
+from common.gauges import Gauges
 from common.types import LeaseKind, MediaBatch, Prompt, Score, ScoreFile, ScoringLease, Stop, Wait
 from reward_servers.guarded import NOT_APPLICABLE, score_guarded
 from reward_servers.scorers.base import PlainScorer
@@ -238,3 +239,48 @@ def test_a_plain_server_runs_with_a_sleep_function() -> None:
     ).run_until_stopped(clock.sleep)
     assert clock.now == 2.0
     assert desk.committed == [("s1", "scores/1")]
+
+
+class SlowScorer(LevelScorer):
+    """Each call takes 3 s of a clock; the first finds nobody."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[Score]:
+        """Let the call's time pass."""
+        self._clock.sleep(3.0)
+        scores = super().score(images, prompts)
+        if len(self.batch_sizes) == 1:
+            raise ScorerUnavailable("connection refused")
+        return scores
+
+
+def slow_server(desk: Desk, clock: Clock) -> RewardServer:
+    disk = Disk()
+    return RewardServer(
+        desk=desk, slot="r0", run="run", reward="level", scorer=SlowScorer(clock), source=disk, sink=disk, retries=1,
+        gauges=Gauges(clock), clock=clock,
+    )  # fmt: skip
+
+
+def test_the_seconds_of_scoring_are_those_of_the_calls_and_a_pause_before_a_retry_is_waiting_alone() -> None:
+    desk, clock = Desk((lease(1),)), Clock()
+    server = slow_server(desk, clock)
+    server.run_until_stopped(clock.sleep)
+    totals = server.gauges.snapshot()
+    assert desk.committed == [("s1", "scores/1")]
+    assert (totals["calls_total"], totals["score_seconds_total"]) == (2.0, 6.0)
+    assert totals["waiting_seconds_total"] >= 0.25  # a jittered pause of 0.5 s
+    assert totals["score_seconds_total"] + totals["waiting_seconds_total"] == pytest.approx(clock.now, rel=1e-9)  # rounding alone
+
+
+def test_the_turns_of_other_loops_during_a_pause_are_no_scoring() -> None:
+    """As --local drives it: whoever else is in turn takes 100 s."""
+    desk, clock = Desk((lease(1),)), Clock()
+    server = slow_server(desk, clock)
+    for _ in scoring_loop(server):
+        clock.sleep(100.0)
+    assert desk.committed == [("s1", "scores/1")]
+    assert server.gauges.snapshot()["score_seconds_total"] == 6.0

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,29 @@ import numpy as np
 import psutil
 import pytest
 import typer
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from common.config import config_digest
-from common.errors import ConfigError, UserError
+from common.errors import ConfigError, GateError, UserError
 from common.store import paths
 from common.store.claim import claim_run
+from common.store.ending import EndKind, Outcome
+from common.store.manifests import read_claim
 from common.store.run_store import RunStore
+from deploy import session
 from deploy.commands import watch as commands
 from deploy.compose import compose
 from deploy.fakes import parse_fakes
 from deploy.gates import check_fake_config
 from deploy.local_run import run_local
+from deploy.options import StartOptions
+from deploy.signals import HANDLED, StopSignals
 from deploy.sinks.follow import open_follower
 from deploy.sinks.packages import load
 from deploy.sinks.settings import SinksSection, TensorboardSettings, WandbSettings
-from deploy.sinks.starter import following, redacted
+from deploy.sinks.starter import GRACE_S, TAIL_BYTES, WORDS, FollowerProcess, following, last_words, redacted
 from tests.log_lines import heard
 from tests.run_fixtures import history_digests, manifest_facts, published_digests
 from tests.simulated_run import small_fake_config
@@ -185,9 +193,10 @@ def test_a_rewind_voids_what_was_sent_from_its_first_update_on(tmp_path: Path) -
 
 
 def test_updates_that_a_dying_follower_sent_without_noting_it_count_once(tmp_path: Path) -> None:
-    store, board = RunStore(str(tmp_path)), tmp_path / "board"
-    section = SinksSection(tensorboard=TensorboardSettings(directory=str(board)))
+    store, shared = RunStore(str(tmp_path)), tmp_path / "board"
+    section = SinksSection(tensorboard=TensorboardSettings(directory=str(shared)))
     claim(store)
+    board = shared / f"tiny-run-{read_claim(store, 1).writer_id}"
     rising(store, 2)
     send(store, section=section)
     noted = (board / "flowfleet_sent.json").read_bytes()
@@ -196,6 +205,53 @@ def test_updates_that_a_dying_follower_sent_without_noting_it_count_once(tmp_pat
     (board / "flowfleet_sent.json").write_bytes(noted)  # as if it had died before it noted 3 and 4
     send(store, section=section)
     assert [step for step, _ in scalars_in(board)["learner/loss"]] == [1, 2, 3, 4]
+
+
+def test_runs_that_share_a_folder_keep_their_numbers_apart(tmp_path: Path) -> None:
+    shared, stores = tmp_path / "board", [RunStore(str(tmp_path / name)) for name in ("first", "second")]
+    section = SinksSection(tensorboard=TensorboardSettings(directory=str(shared)))
+    for store, num_updates in zip(stores, (3, 5), strict=True):
+        claim(store)
+        rising(store, num_updates)
+        send(store, section=section)
+    rising(stores[0], 4, first=4)
+    claim(stores[1])  # its rewind concerns it alone
+    put_update(stores[1], 2, {"ocr": 0.9}, incarnation=2)
+    for store in stores:
+        send(store, section=section)
+    steps = [scalars_in(shared / f"tiny-run-{read_claim(store, 1).writer_id}")["learner/loss"] for store in stores]
+    assert [[step for step, _ in values] for values in steps] == [[1, 2, 3, 4], [1, 2]]
+    assert len(list(shared.iterdir())) == 2
+
+
+def test_a_remote_run_has_its_own_folder_where_the_driver_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = RunStore(f"memory://sinks-{tmp_path.name}")
+    claim(store)
+    rising(store, 2)
+    send(store)
+    found = scalars_in(tmp_path / "tensorboard" / f"tiny-run-{read_claim(store, 1).writer_id}")
+    assert [step for step, _ in found["learner/loss"]] == [1, 2]
+
+
+def test_a_note_that_another_run_left_counts_for_nothing_and_one_without_a_key_is_the_run_s_own(tmp_path: Path) -> None:
+    before, store = RunStore(str(tmp_path / "before")), RunStore(str(tmp_path / "after"))
+    board = tmp_path / "after" / "reports" / "tensorboard"
+    claim(before)
+    rising(before, 5)
+    send(before)
+    (tmp_path / "after").mkdir()
+    (tmp_path / "before" / "reports").rename(tmp_path / "after" / "reports")  # a run directory of which only reports/ was kept
+    claim(store)
+    rising(store, 2)
+    send(store)
+    assert [step for step, _ in scalars_in(board)["learner/loss"]] == [1, 2]
+    note = json.loads((board / "flowfleet_sent.json").read_text())
+    assert note.pop("key") == read_claim(store, 1).writer_id
+    (board / "flowfleet_sent.json").write_text(json.dumps(note))  # as it was written before there were keys
+    send(store)
+    assert json.loads((board / "flowfleet_sent.json").read_text()) == note  # nothing was sent again
+    assert [step for step, _ in scalars_in(board)["learner/loss"]] == [1, 2]
 
 
 # ---- Weights & Biases
@@ -297,8 +353,10 @@ def test_a_followed_run_and_its_tensorboard_tell_the_same_and_a_command_finds_no
     assert result.exit_code == 0 and "tensorboard has update 3 and 2 evaluations" in result.output
     assert sorted((run_dir / "reports" / "tensorboard").iterdir()) == files  # nothing was even opened
     elsewhere = tmp_path / "elsewhere"
-    assert CliRunner().invoke(APP, ["sink", str(run_dir), "--to", "tensorboard", "--dir", str(elsewhere)]).exit_code == 0
-    assert scalars_in(elsewhere) == before
+    result = CliRunner().invoke(APP, ["sink", str(run_dir), "--to", "tensorboard", "--dir", str(elsewhere)])
+    (own,) = elsewhere.iterdir()  # a subfolder of the run's
+    assert result.exit_code == 0 and f"tensorboard --logdir {own}" in result.output
+    assert scalars_in(own) == before
 
 
 def test_a_follower_ends_when_its_driver_is_killed(tmp_path: Path, fake_wandb: Callable[[str], Path]) -> None:
@@ -322,9 +380,129 @@ def test_a_follower_ends_when_its_driver_is_killed(tmp_path: Path, fake_wandb: C
 
 def _is_alive(process_id: int) -> bool:
     try:
-        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [(Outcome(kind=EndKind.DONE, reason="all updates"), None), (Outcome(kind=EndKind.GUARD, reason="too many", gate="drops"), GateError)],
+)
+def test_after_the_run_one_signal_ends_the_wait_for_sinks_and_the_exit_code_stays(
+    outcome: Outcome, error: type[Exception] | None, tmp_path: Path, fake_wandb: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, timeout_s = fake_wandb("hang"), 60.0
+    signaled_at: list[float] = []
+    late: list[int] = []  # signals that nobody took
+
+    def drive(parts: Any, options: StartOptions, live: Any, signals: StopSignals) -> Outcome:
+        signals.arm()
+        wait_until(lambda: told(file, "init"), "the hanging sink")
+        return outcome
+
+    def interrupt() -> None:
+        wait_until(lambda: "for sinks (wandb)" in log.text or is_left.is_set(), "the wait for sinks")
+        signaled_at.append(time.monotonic())
+        for number in HANDLED:  # the second one is one too many
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(session, "_drive", drive)
+    config = small_fake_config("sinks.wandb.enabled=true", f"sinks.finish_timeout_s={timeout_s}")
+    options, console = StartOptions(run_dir=str(tmp_path / "run"), local=True, fakes=QUICK), Console(file=(tmp_path / "said").open("w"))
+    is_left, impatient = threading.Event(), threading.Thread(target=interrupt)
+    before = {number: signal.signal(number, lambda number, frame: late.append(number)) for number in HANDLED}
+    try:
+        with heard() as log:
+            impatient.start()
+            if error is None:
+                session.run_session(config, options, console)
+            else:
+                with pytest.raises(error):
+                    session.run_session(config, options, console)
+            left_at = time.monotonic()
+    finally:
+        is_left.set()
+        impatient.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    console.file.close()
+    assert f"waiting up to {timeout_s + GRACE_S:.0f} s for sinks (wandb)" in log.text
+    assert "sink wandb ended (code -9)" in log.text and "the run goes on" not in log.text
+    assert "drains" not in (tmp_path / "said").read_text()
+    ((follower,),) = told(file, "import")
+    assert not _is_alive(follower) and left_at - signaled_at[0] < timeout_s
+
+
+def test_a_sink_that_is_gone_is_not_waited_for(tmp_path: Path, fake_wandb: Callable[[str], Path]) -> None:
+    store = RunStore(str(tmp_path / "run"))
+    fake_wandb("missing")
+    claim(store)
+    with heard() as log:
+        follow_to_the_end(store, lambda: "sink wandb ended" in log.text, SinksSection(wandb=WandbSettings(enabled=True)))
+    assert "waiting up to" not in log.text and "the run goes on without it" in log.text
+
+
+# ---- last words
+
+
+def child(script: str) -> FollowerProcess:
+    """Some process in a follower's place."""
+    command = [sys.executable, "-c", f"import os, sys\n{script}"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return FollowerProcess("wandb", process)
+
+
+def test_a_progress_bar_without_end_fills_neither_memory_nor_the_log() -> None:
+    megabytes = 16
+    tracemalloc.start()
+    try:
+        with heard() as log:
+            follower = child(f"for _ in range({megabytes}): os.write(2, b'x' * 1_000_000)\nos.write(2, b'\\r' + b'y' * 1000)\nsys.exit(5)")
+            wait_until(lambda: "sink wandb ended (code 5)" in log.text, "its end")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    follower.wait_or_kill(GRACE_S)
+    (line,) = {line for line in log.text.splitlines() if line.startswith("sink ")}
+    assert f"(code 5): {'y' * WORDS}...; " in line and len(line) < WORDS + 150
+    assert peak < 4_000_000  # of 16 MB
+
+
+def test_last_words_are_the_last_line_that_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert last_words(b"") == last_words(b" \r\n") == "it said nothing"
+    assert last_words(b"Traceback\nValueError: key " + b"k" * 40 + b"\r\n \n") == "ValueError: key ***"
+    assert last_words(b"1%\r50%\r99%\r") == "99%"
+    long = last_words(b"begin\n" + b"k" * 40 + b"z" * 1000)
+    assert long == f"***{'z' * (WORDS - 3)}..."  # redacted before it is cut
+    cut = last_words((b"k" * 39 + b"a" * 5000 + b"the end")[-TAIL_BYTES:])
+    assert cut == f"...{'a' * (WORDS - 7)}the end"
+
+
+def test_a_follower_that_has_ended_is_not_killed_by_its_old_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    follower = child("")
+    follower.let_go()
+    follower.wait_or_kill(PATIENCE_S)
+    monkeypatch.setattr(os, "killpg", lambda group, number: killed.append(group))
+    follower.kill()
+    assert killed == []
+    monkeypatch.undo()
+
+    def refuse(group: int, number: int) -> None:
+        killed.append(group)
+        raise PermissionError("not yours")
+
+    lively = child("sys.stdin.read()")
+    monkeypatch.setattr(os, "killpg", refuse)
+    lively.kill()  # suppressed
+    assert len(killed) == 1
+    lively.let_go()
+    lively.wait_or_kill(PATIENCE_S)
 
 
 # ---- mistakes

@@ -116,6 +116,47 @@ def test_a_rewind_leaves_the_view_at_once(tmp_path: Path) -> None:
     assert {record.update: record.incarnation for record in tail.look().history.updates} == {1: 1, 2: 1, 3: 2, 4: 2}
 
 
+def test_updates_that_a_resume_runs_again_are_seen_before_it_is_further_than_the_last_start_was(tmp_path: Path) -> None:
+    """By hand: start 1 got to 8 and start 2 resumes at 4; versions 4 to 8 are no news by their numbers."""
+    store, clock = CountingStore(str(tmp_path)), Clock()
+    claim(store)
+    rising(store, 8)
+    put_status(store, version=8)
+    tail = RunTail(store, clock=clock, wall=lambda: BEGAN)
+    tail.look()
+    claim(store)
+    put_status(store, version=3, incarnation=2, sequence=2)
+    assert len(tail.look().history.updates) == 8
+    put_update(store, 4, {"ocr": 0.9}, incarnation=2)
+    put_status(store, version=4, incarnation=2, sequence=3)
+    clock.now += EVAL_LIST_S
+    assert {record.update: record.incarnation for record in tail.look().history.updates} == {1: 1, 2: 1, 3: 1, 4: 2}
+    put_update(store, 5, {"ocr": 0.8}, incarnation=2)
+    put_status(store, version=5, incarnation=2, sequence=4)
+    assert [record.update for record in tail.look().history.updates] == [1, 2, 3, 4, 5]  # at once from now on
+    store.take()
+    clock.now += EVAL_LIST_S
+    tail.look()
+    assert store.take() == ([], [paths.EVAL])  # the start has caught up: metrics/ rests
+
+
+def test_a_start_without_metrics_of_its_own_lists_them_now_and_then(tmp_path: Path) -> None:
+    store, clock = CountingStore(str(tmp_path)), Clock()
+    claim(store)
+    rising(store, 2)
+    claim(store)
+    put_status(store, version=2, incarnation=2)
+    tail = RunTail(store, clock=clock, wall=lambda: BEGAN)
+    tail.look()
+    listed: list[int] = []
+    for _ in range(15):  # half a minute of looks
+        store.take()
+        clock.now += 2.0
+        tail.look()
+        listed.append(store.take()[1].count(paths.METRICS))
+    assert sum(listed) == 30.0 // EVAL_LIST_S
+
+
 def test_a_status_that_nobody_writes_is_silent_by_this_clock_whatever_the_other_host_s_says(tmp_path: Path) -> None:
     store, clock = RunStore(str(tmp_path)), Clock()
     claim(store)

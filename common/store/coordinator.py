@@ -6,6 +6,7 @@ outside it where they are large. Only this object creates manifests and drop fil
 
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,7 +66,7 @@ class Coordinator:
         self._lock = self._state.lock
         self._ledger, self._board = self._state.ledger, self._state.board
         self._learner, self._scoring = LearnerPart(self._state), ScoringPart(self._state)
-        self._watches, self._view = Watches(self._state), MetricsView(self._state)
+        self._watches, self._view, self._looking = Watches(self._state), MetricsView(self._state), threading.Lock()
         restarted = self._ledger.counts()["issued"] > 0
         self._settled_at = clock() + (settle_s if restarted else 0.0)
         self._since_eval = 0  # training leases since the last evaluation lease
@@ -266,7 +267,11 @@ class Coordinator:
         self._state.expire()
         try:
             self._state.settle()
-            self._watches.look()
+            if self._looking.acquire(blocking=False):  # a tick that the driver gave up on may still look
+                try:
+                    self._watches.look()
+                finally:
+                    self._looking.release()
             if self._clock() - self._state.status_at >= STATUS_S:
                 check_fence(self._store, self._incarnation)
                 self._state.write_status()

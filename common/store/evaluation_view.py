@@ -35,14 +35,20 @@ class EvaluationView:
             self._metrics.replace("evaluation_version", {(snapshot,): result["version"]})
 
     def restore(self, store: RunStore, board: EvalBoard) -> None:
-        """Show what earlier starts evaluated by the protocol of this one. Raises StoreError."""
+        """Show what earlier starts evaluated by the protocol of this one; a damaged result is said and left out. Raises StoreError."""
         names = {path: name for path in store.list(paths.EVAL) if (name := paths.parse_eval(path)) is not None}
         results = {name.version for path, name in names.items() if path == paths.result_path(board.directory_of(name.version))}
         for version in sorted({0, max(results)} & results) if results else ():
+            directory = board.directory_of(version)
             try:
-                self.take(read_result(store, board.directory_of(version)))
+                self.take(read_result(store, directory))
             except CorruptFile as error:
                 _log.warning("an evaluation is not shown: %s", error)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                _log.warning(
+                    "an evaluation is not shown: store: %s: is no evaluation's result (%r); remove the folder, and the version is evaluated again",
+                    paths.result_path(directory), error,
+                )  # fmt: skip
 
 
 def _means(result: Mapping[str, Any]) -> dict[tuple[str, ...], float]:

@@ -29,6 +29,8 @@ class MetricsView:
 
     def __init__(self, state: RunState) -> None:
         self._state, self._metrics = state, state.metrics
+        ledger = state.ledger
+        self._before = {**ledger.counts(), **ledger.drops_by_reason()}  # what earlier Coordinators counted: a counter begins at 0 with each
         self._reports: Mapping[str, SlotReport] | None = None  # of the tick before
         self._show_settings()
 
@@ -69,10 +71,10 @@ class MetricsView:
         if state.ledger.newest_version is not None:
             metrics.put("policy_version", state.ledger.newest_version)
         metrics.replace("groups", {(name,): count for name, count in counts.items()})
-        metrics.follow("groups_issued_total", issued)
-        metrics.follow("groups_consumed_total", counts[GroupState.BATCHED])
+        metrics.follow("groups_issued_total", max(0, issued - self._before["issued"]))
+        metrics.follow("groups_consumed_total", counts[GroupState.BATCHED] - self._before[GroupState.BATCHED])
         for reason, count in state.ledger.drops_by_reason().items():
-            metrics.follow("groups_dropped_total", count, reason)
+            metrics.follow("groups_dropped_total", count - self._before.get(reason, 0), reason)
         metrics.put("conservation_error_groups", issued - sum(counts.values()))
         metrics.replace("idle_ratio", {(role,): share for role, share in state.pulse.waiting_shares(now).items()})
         since = state.learner_waits_since

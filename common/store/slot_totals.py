@@ -1,7 +1,8 @@
 """SlotTotals: what the totals in the slots' heartbeats add to the counters of /metrics.
 
-A slot's totals begin at 0 with each of its processes, and a beat may arrive late. So each process marks its totals with a number of its
-own (common.gauges.PROCESS_MARK): another mark begins from 0, and of the same process only growth counts.
+A slot's totals begin at 0 with each of its processes, and a beat may arrive late, even after the first of the next process. So each
+process marks its totals with a number of its own (common.gauges.PROCESS_MARK): each is compared with what it said itself, and only growth
+counts. Which of two processes is the dead one need not be known.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,6 +21,7 @@ PHASES: Final[Mapping[str, Mapping[str, str]]] = {
     "reward": {"read_seconds_total": "read", "score_seconds_total": "score", "waiting_seconds_total": "waiting"},
 }
 """Role -> a total of its heartbeats -> the phase."""
+MAX_PROCESSES: Final = 4  # of a slot, those heard last: beats of earlier ones are not on their way any more
 
 
 class SlotTotals:
@@ -33,7 +35,7 @@ class SlotTotals:
 
     def __init__(self, metrics: RunMetrics, rewards: Collection[str], *, is_restart: bool) -> None:
         self._metrics, self._is_restart = metrics, is_restart
-        self._last: dict[str, dict[str, float]] = {}
+        self._last: dict[str, dict[float, dict[str, float]]] = {}  # slot -> its processes' marks, the one heard last at the end -> totals
         for role, phases in PHASES.items():
             for phase in phases.values():
                 metrics.count("phase_seconds_total", 0, role, phase)
@@ -53,15 +55,15 @@ class SlotTotals:
 
     def keep(self, slots: Collection[str]) -> None:
         """Forget the slots that are gone, with their series."""
-        self._last = {slot: totals for slot, totals in self._last.items() if slot in slots}
+        self._last = {slot: processes for slot, processes in self._last.items() if slot in slots}
         self._metrics.keep("rollout_images_total", {(slot,) for slot in slots})
 
     def _growth(self, slot: str, totals: Mapping[str, float]) -> dict[str, float]:
-        last = self._last.get(slot)
-        self._last[slot] = dict(totals)
-        if last is None:
-            return {} if self._is_restart else dict(totals)
-        if PROCESS_MARK in totals and totals[PROCESS_MARK] != last.get(PROCESS_MARK):
-            return dict(totals)
-        self._last[slot] = {**last, **{name: max(value, last.get(name, 0.0)) for name, value in totals.items()}}
-        return {name: max(0.0, value - last.get(name, 0.0)) for name, value in totals.items()}
+        processes = self._last.setdefault(slot, {})
+        was_counted_elsewhere = self._is_restart and not processes
+        mark = totals.get(PROCESS_MARK, 0.0)
+        last = processes.pop(mark, {})
+        processes[mark] = {**last, **{name: max(value, last.get(name, 0.0)) for name, value in totals.items()}}
+        if len(processes) > MAX_PROCESSES:
+            del processes[next(iter(processes))]
+        return {} if was_counted_elsewhere else {name: max(0.0, value - last.get(name, 0.0)) for name, value in totals.items()}

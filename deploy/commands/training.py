@@ -37,7 +37,9 @@ def train(
     allow_change: Annotated[list[str] | None, typer.Option("--allow-change", help="a config key that a resume may change")] = None,
     takeover: Annotated[bool, typer.Option("--takeover", help="drive a run that another job seems to drive")] = False,
     address: Annotated[str | None, typer.Option(help="a Ray cluster to join; default: one on this machine", envvar="RAY_ADDRESS")] = None,
-    autoscale: Annotated[bool, typer.Option("--autoscale", help="let who waits decide the sizes, inside [autoscale]'s bounds")] = False,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="let who waits decide the sizes, within the bounds of the section autoscale")
+    ] = False,
     fake: Annotated[
         str | None, typer.Option(help="engines that sleep: rollout=1.0s,learner=1.0s,reward=0.3s; a range spreads slots")
     ] = None,

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from common.errors import FlowfleetError
@@ -108,7 +108,7 @@ def run_checks(checks: Sequence[Check], console: Console, patience: float = 1.0)
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the table, then the details, then a sum."""
-    table = Table("", "what", "found", "rule", "remedy")
+    table = Table("", *(Column(name, overflow="fold") for name in ("what", "found", "rule", "remedy")))
     styles = {Status.OK: "green", Status.SKIP: "dim", Status.WARN: "yellow", Status.FAIL: "bold red"}
     for row in rows:
         mark = Text(row.status.value, style=styles[row.status])

@@ -55,7 +55,11 @@ def look_at_packages(extra: Mapping[str, str] | None = None) -> Sequence[Row]:
     told = [problem for name, version in asked.items() if (problem := _package_problem(name, version))]
     if told:
         return [bench.fail("; ".join(told), "pip install -c constraints.txt -e .")]
-    return [bench.ok(f"{len(asked)} found, torch {metadata.version('torch')}, ray {metadata.version('ray')}")]
+    return [
+        bench.ok(
+            f"flowfleet {metadata.version('flowfleet')}; {len(asked)} found, torch {metadata.version('torch')}, ray {metadata.version('ray')}"
+        )
+    ]
 
 
 def _package_problem(name: str, least: str) -> str:

@@ -36,8 +36,8 @@ Conventions:
 - Prefix `flowfleet_`; base units; a ratio lies in [0, 1] unless it is a policy ratio; counters end in `_total`.
 - Every series has the label `run`; the labels named below come besides. They are few and bounded: under {max_series:,} series with 64 workers,
   three rewards with eight servers each, eight sensors and six evaluation tasks. A slot that left, or was silent for long, takes its series along.
-- A counter begins at 0 with each Coordinator, as `rate()` and `increase()` expect; those described "since the run began" take the
-  ledger's total. A gauge of the newest update is read from its metrics file, so it is there again at once after a restart.
+- A counter begins at 0 with each Coordinator, as `rate()` and `increase()` expect; totals of the whole run are in the files. A gauge of the
+  newest update is read from its metrics file, so it is there again at once after a restart.
 - What does not exist is absent, never 0: an objective without a ratio has no `flowfleet_policy_ratio_mean`, a loss that was not finite no
   `flowfleet_loss`.
 - Prometheus tells the time, not the update. Curves by update come from the run's files (`flowfleet report`), which are the record.

@@ -61,7 +61,7 @@ def _line(
 def describe_protocol(protocol: Mapping[str, Any], digest: str) -> str:
     """Return the frozen protocol in one line, as it is printed with every number."""
     repeats, limit = int(protocol["images_per_prompt"]), protocol.get("max_sequence_length")
-    drawn = f"{protocol['num_prompts']} prompts (sha256 {str(protocol['prompts_digest'])[:_DIGEST]})" + (
+    drawn = f"{protocol['num_prompts']} prompts (digest {str(protocol['prompts_digest'])[:_DIGEST]})" + (
         f" x {repeats} images" if repeats > 1 else ""
     )
     parts = [

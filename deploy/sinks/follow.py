@@ -37,6 +37,7 @@ _log = get_logger("sinks")
 class Sent:
     """What a sink has got of a run."""
 
+    key: str = ""  # of the run, its first start's writer_id; "" in files from before there were keys
     update: int = 0  # the last one
     incarnation: int = 0  # that ran it
     evaluations: tuple[tuple[int, str], ...] = ()  # version, folder
@@ -44,17 +45,23 @@ class Sent:
 
 
 class SentFile:
-    """Sent, in a file that only the follower of one sink writes. Raises StoreError."""
+    """Sent, in a file that only the follower of one sink writes. Raises StoreError.
 
-    def __init__(self, store: RunStore, path: str) -> None:
-        self._store, self._path = store, path
+    Args:
+        store, path: where it is.
+        key: of the run; what was sent of another run does not count.
+    """
+
+    def __init__(self, store: RunStore, path: str, key: str) -> None:
+        self._store, self._path, self._key = store, path, key
 
     def read(self) -> Sent:
-        """What was sent; nothing when there is no file. Raises CorruptFile."""
+        """What was sent; nothing when there is no file, or another run's. Raises CorruptFile."""
         if not self._store.exists(self._path):
-            return Sent()
+            return Sent(key=self._key)
         try:
-            return TypeAdapter(Sent).validate_json(self._store.read(self._path))
+            sent = TypeAdapter(Sent).validate_json(self._store.read(self._path))
+            return replace(sent, key=self._key) if sent.key in ("", self._key) else Sent(key=self._key)
         except ValidationError:
             raise CorruptFile(
                 f"sinks: {self._store.url}/{self._path} does not say what was sent; without it all is sent again: remove it"
@@ -126,7 +133,7 @@ def _rewound(sink: Sink, sent: Sent, history: RunHistory) -> Sent:
     again = sink.rewind(first, incarnation)
     last = [record for record in history.updates if record.update < again][-1:]
     return Sent(
-        update=last[0].update if last else 0, incarnation=last[0].incarnation if last else 0, rewound_by=incarnation,
+        key=sent.key, update=last[0].update if last else 0, incarnation=last[0].incarnation if last else 0, rewound_by=incarnation,
         evaluations=tuple(item for item in sent.evaluations if again > 1 and item[0] < again),
     )  # fmt: skip
 
@@ -162,10 +169,10 @@ def open_follower(store: RunStore, name: str, section: SinksSection) -> Follower
     name_of_run = str(first.config["run"]["name"])
     if name == "tensorboard":
         directory = tensorboard_directory(store, section, name_of_run)
-        file = SentFile(RunStore(str(directory)), "flowfleet_sent.json")  # it goes where the event files go
-        return Follower(tail, file, lambda sent, look: TensorboardSink(directory, 0 if sent == Sent() else sent.update + 1))
+        file = SentFile(RunStore(str(directory)), "flowfleet_sent.json", first.writer_id)  # it goes where the event files go
+        return Follower(tail, file, lambda sent, look: TensorboardSink(directory, 0 if sent == Sent(key=sent.key) else sent.update + 1))
     if name == "wandb":
-        folder, file = wandb_directory(store, section), SentFile(store, "reports/sinks/wandb.json")
+        folder, file = wandb_directory(store, section), SentFile(store, "reports/sinks/wandb.json", first.writer_id)
         return Follower(tail, file, lambda sent, look: WandbSink(
             section.wandb, RunIdentity(name=name_of_run, key=first.writer_id, config=look.claim.config), sent.rewound_by, folder
         ))  # fmt: skip
@@ -173,11 +180,11 @@ def open_follower(store: RunStore, name: str, section: SinksSection) -> Follower
 
 
 def tensorboard_directory(store: RunStore, section: SinksSection, run_name: str) -> Path:
-    """Where the event files of a run go."""
-    if section.tensorboard.directory:
-        return Path(section.tensorboard.directory)
-    root = store.local_root
-    return root / "reports" / "tensorboard" if root is not None else Path("tensorboard") / run_name
+    """Where the event files of a run go: in a folder that runs may share, to a subfolder that is the run's alone."""
+    root, shared = store.local_root, section.tensorboard.directory
+    if root is not None and not shared:
+        return root / "reports" / "tensorboard"
+    return Path(shared or "tensorboard") / f"{run_name.replace('/', '_')}-{read_claim(store, 1).writer_id}"
 
 
 def wandb_directory(store: RunStore, section: SinksSection) -> Path:

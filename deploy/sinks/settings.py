@@ -11,7 +11,8 @@ class TensorboardSettings(StrictModel):
     """TensorBoard event files."""
 
     enabled: bool = False
-    directory: str | None = None  # None: reports/tensorboard of a local run; of a remote one tensorboard/<run name>, where the driver runs
+    directory: str | None = None  # each run has a subfolder <run name>-<key> of it, so that runs may share it
+    # None: reports/tensorboard of a local run; of a remote one the same subfolder of tensorboard/, where the driver runs
 
 
 class WandbSettings(StrictModel):

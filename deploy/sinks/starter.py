@@ -1,28 +1,33 @@
 """Starts a follower process a sink beside a run, and lets it go at the end. Whatever becomes of one is a line in the log."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.logs import get_logger
+from deploy.signals import StopSignals
 from deploy.sinks.settings import SinksSection
 
 PROJECT = Path(__file__).parent.parent.parent
 GRACE_S = 5.0  # a follower ends itself finish_timeout_s after it was let go; so much later it is killed
+TAIL_BYTES = 4096  # kept of a follower's standard error
+WORDS = 300  # characters of its last line that are told
 _SECRETS = ("WANDB_API_KEY",)
 _log = get_logger("sinks")
 
 
 @contextmanager
 def following(section: SinksSection, store_url: str) -> Iterator[None]:
-    """Follow a run while the body lasts; a second Ctrl-C ends the followers at once.
+    """Follow a run while the body lasts; then wait for the followers, until the first SIGINT or SIGTERM, which changes no exit code.
+
+    A body that ends by KeyboardInterrupt ends the followers at once. Stand outside the signals and the live line of the run: they are over then.
 
     Args:
         section: the recipe's [sinks].
@@ -45,26 +50,28 @@ class FollowerProcess:
     def __init__(self, name: str, process: "subprocess.Popen[bytes]") -> None:
         self.name, self._process = name, process
         self._is_let_go = False
-        self._words: deque[str] = deque(maxlen=1)  # the last line of its standard error
+        self._said = b""  # the end of its standard error
         self._listener = threading.Thread(target=self._listen, name=f"sink-{name}", daemon=True)
         self._listener.start()
 
     def _listen(self) -> None:
         if self._process.stderr is not None:
-            for line in self._process.stderr:
-                text = line.decode(errors="replace").strip()
-                if text:
-                    self._words.append(text)
+            while piece := os.read(self._process.stderr.fileno(), TAIL_BYTES):
+                self._said = (self._said + piece)[-TAIL_BYTES:]
         code = self._process.wait()
         if code != 0 or not self._is_let_go:
             self._tell(code)
 
     def _tell(self, code: int) -> None:
-        why = redacted(self._words[-1]) if self._words else "it said nothing"
         _log.warning(
-            "sink %s ended (code %d): %s; the run goes on without it; `flowfleet sink RUN --to %s` sends the rest later",
-            self.name, code, why, self.name,
+            "sink %s ended (code %d): %s; %s`flowfleet sink RUN --to %s` sends the rest later",
+            self.name, code, last_words(self._said), "" if self._is_let_go else "the run goes on without it; ", self.name,
         )  # fmt: skip
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
 
     def let_go(self) -> None:
         """Ask it to send the rest and leave."""
@@ -82,9 +89,23 @@ class FollowerProcess:
         self._listener.join(GRACE_S)
 
     def kill(self) -> None:
-        """End it and what it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End it and what it started; nothing once it has ended, for its number may be another's by now."""
+        if self.is_alive:
+            with suppress(OSError):  # it ended this moment
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def last_words(said: bytes) -> str:
+    """The last line of a standard error's end, without secrets; of a long one the beginning, or the end if that is all there is."""
+    lines = re.split(rb"[\r\n]+", said)
+    number, line = max(((number, line) for number, line in enumerate(lines) if line.strip()), default=(0, b""))
+    text = redacted(line.decode(errors="replace").strip())
+    if not text:
+        return "it said nothing"
+    if len(text) <= WORDS:
+        return text
+    is_cut = number == 0 and len(said) >= TAIL_BYTES  # maybe within a secret
+    return f"...{text[-WORDS:]}" if is_cut else f"{text[:WORDS]}..."
 
 
 def redacted(text: str) -> str:
@@ -114,14 +135,19 @@ def _start(name: str, section: SinksSection, store_url: str) -> FollowerProcess 
 
 
 def _let_go(followers: list[FollowerProcess], patience_s: float) -> None:
-    """All at once; a Ctrl-C while waiting ends them."""
+    """All at once. The first signal while they are waited for ends them, later ones are ignored: the run itself is over."""
     for follower in followers:
         follower.let_go()
+    alive = [follower.name for follower in followers if follower.is_alive]
     deadline = time.monotonic() + patience_s
-    try:
-        for follower in followers:
-            follower.wait_or_kill(max(0.0, deadline - time.monotonic()))
-    except KeyboardInterrupt:
-        for follower in followers:
-            follower.kill()
-        raise
+    with StopSignals(_log.info):  # never armed: its first signal raises
+        try:
+            if alive and patience_s > 0:
+                _log.info("waiting up to %.0f s for sinks (%s); Ctrl-C ends them at once", patience_s, ", ".join(alive))
+            for follower in followers:
+                follower.wait_or_kill(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            for follower in followers:
+                follower.kill()
+            for follower in followers:
+                follower.wait_or_kill(GRACE_S)

@@ -1,8 +1,9 @@
 """A run followed by its files: each look reads only what is new. What `flowfleet watch` and the sinks see of a run.
 
 Read are status.json, the newest start's config, metrics/ and the results of eval/; groups, scores and images never. Committed files do not
-change, so each is read once. metrics/ is listed only when status.json tells of a version whose metrics are not here yet, eval/ at
-most every EVAL_LIST_S: a look at a quiet run costs three small questions to the store.
+change, so each is read once. metrics/ is listed when status.json tells of a version whose metrics are not here yet, and every REPLAY_LIST_S
+while the newest start, which may run updates again, has none of that version; eval/ at most every EVAL_LIST_S: a look at a quiet run
+costs three small questions to the store.
 """
 
 import calendar
@@ -20,6 +21,7 @@ from deploy.report.reader import read_history
 from deploy.report.records import RunHistory
 
 EVAL_LIST_S = 10.0
+REPLAY_LIST_S = EVAL_LIST_S
 METRICS_A_LOOK = 256  # files; the newest first, so that a long run far away is seen at once
 NameList = list[str]  # KnownFiles.list hides the builtin inside the class
 
@@ -125,6 +127,8 @@ class RunTail:
         self._surviving: set[str] = set()
         self._newest = -1  # update that has metrics
         self._listed_for = 0  # incarnation for which metrics/ was listed
+        self._own_newest = -1  # its newest update that has metrics
+        self._listed_at = float("-inf")
         self._eval_listed_at = float("-inf")
         self._sign: tuple[int, int] | None = None  # the status that was seen last: incarnation, sequence
         self._sign_at = 0.0
@@ -163,11 +167,14 @@ class RunTail:
 
     def _list_metrics(self, claim: Claim, status: Status | None, *, is_over: bool) -> None:
         is_behind = status is not None and self._newest < status.version
-        if not (is_behind or is_over or self._listed_for != claim.incarnation):
+        may_replay = status is not None and self._own_newest < status.version and self._clock() - self._listed_at >= REPLAY_LIST_S
+        if not (is_behind or is_over or may_replay or self._listed_for != claim.incarnation):
             return
-        self._metrics = {path for path in self._store.list(paths.METRICS) if paths.parse_metrics(path) is not None}
-        self._surviving = surviving(self._metrics)
-        self._listed_for = claim.incarnation
+        listed = self._store.list(paths.METRICS)
+        self._listed_for, self._listed_at = claim.incarnation, self._clock()
+        named = {path: found for path in listed if (found := paths.parse_metrics(path)) is not None}
+        self._metrics, self._surviving = set(named), surviving(named)
+        self._own_newest = max((update for update, incarnation in named.values() if incarnation == claim.incarnation), default=-1)
         for path in [path for path in self._known.contents if path in self._metrics - self._surviving]:
             del self._known.contents[path]
 

@@ -161,7 +161,7 @@ def _rewards(look: Look, width: int, rows: int) -> list[Text]:
         return [Text("rewards: no update has ended yet")]
     name_width = min(max(len("reward"), *(len(name) for name in names)), _WIDEST_NAME, width // 4)
     room = max(6, width - name_width - 40)
-    length = min(room, max(12, len(look.history.updates)))
+    length = min(room, max(len("mean by update"), len(look.history.updates)))
     lines = [Text(f"{'reward':<{name_width}}  {'mean by update':<{length}.{length}}  {'first':>8} {'last':>8} {'best':>8}", style="dim")]
     for name in names[:rows]:
         points = [(record.update, summary.mean) for record in look.history.updates if (summary := record.rewards.get(name)) is not None]
