@@ -80,7 +80,7 @@ PIPELINE: Final = (
     _counter("pipeline", "groups_issued", "Group numbers issued."),
     _counter("pipeline", "groups_consumed", "Groups consumed."),
     _counter("pipeline", "groups_dropped", "Groups dropped, by reason.", "reason"),
-    _gauge("pipeline", "conservation_error_groups", "Issued minus consumed, dropped and held groups: always 0."),
+    _gauge("pipeline", "conservation_error_groups", "Issued groups that are in no state, or in two: always 0; else the run is ended."),
     _gauge("pipeline", "idle_ratio", "Share of the last minute that a role's slots spent waiting for others.", "role"),
     _counter("pipeline", "phase_seconds", "Seconds by role and phase, over its slots.", "role", "phase"),
     _gauge("pipeline", "learner_wait_seconds", "How long the learner has been waiting for its next batch; 0 while it works."),

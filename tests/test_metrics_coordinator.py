@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import StoreError
+from common.store.ending import EndKind
 from common.store.run_store import RunStore
+from common.types import Stop, Wait
 from tests.metric_pages import asked, family, finish, learner_record, leased, put_manifest, shown
 from tests.sensor_runs import write_record
 from tests.store_fixtures import (
@@ -262,3 +264,15 @@ def test_a_store_error_in_a_tick_leaves_the_page_standing(clock: Clock, tmp_path
     clock.now += 3.0
     desk.tick()
     assert (shown(desk)("loss"), shown(desk)("store_up")) == (2.0, 1.0)
+
+
+def test_a_ledger_that_lost_count_is_shown_and_ends_the_run(store: RunStore, clock: Clock) -> None:
+    desk = make_coordinator(store, make_settings(), clock)
+    publish(store, desk, 0)
+    assert not isinstance(desk.ask_rollout("rollout.0"), Wait | Stop)
+    desk.tick()
+    assert shown(desk)("conservation_error_groups") == 0.0 and not desk.outcome().is_over
+    desk._ledger._next_number += 1  # a number that is in no state
+    outcome = desk.tick()
+    assert shown(desk)("conservation_error_groups") == 1.0
+    assert (outcome.kind, outcome.gate) == (EndKind.GUARD, "conservation") and "lost count of 1 groups" in outcome.reason

@@ -34,6 +34,7 @@ from deploy.fakes import parse_fakes
 from deploy.gates import check_fake_config
 from deploy.local_run import run_local
 from deploy.options import StartOptions
+from deploy.redact import MARK
 from deploy.signals import HANDLED, StopSignals
 from deploy.sinks.follow import open_follower
 from deploy.sinks.packages import load
@@ -322,7 +323,7 @@ def lone_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("mode", "begins", "codes", "words"),
     [
         ("hang", "init", (4, -9), "it said nothing"),
-        ("raise", "init", (1,), "ValueError: refused, says the key ***"),
+        ("raise", "init", (1,), "ValueError: refused, says the key [REDACTED]"),
         ("missing", "import", (2,), "No module named 'wandb'); pip install \"flowfleet[wandb]\""),
     ],
 )
@@ -473,13 +474,14 @@ def test_a_progress_bar_without_end_fills_neither_memory_nor_the_log() -> None:
 
 
 def test_last_words_are_the_last_line_that_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    key = "4f1d8c" * 7
+    monkeypatch.setenv("WANDB_API_KEY", key)
     assert last_words(b"") == last_words(b" \r\n") == "it said nothing"
-    assert last_words(b"Traceback\nValueError: key " + b"k" * 40 + b"\r\n \n") == "ValueError: key ***"
+    assert last_words(f"Traceback\nValueError: key {key}\r\n \n".encode()) == f"ValueError: key {MARK}"
     assert last_words(b"1%\r50%\r99%\r") == "99%"
-    long = last_words(b"begin\n" + b"k" * 40 + b"z" * 1000)
-    assert long == f"***{'z' * (WORDS - 3)}..."  # redacted before it is cut
-    cut = last_words((b"k" * 39 + b"a" * 5000 + b"the end")[-TAIL_BYTES:])
+    long = last_words(f"begin\n{key} {'z' * 1000}".encode())
+    assert long == f"{MARK} {'z' * (WORDS - len(MARK) - 1)}..."  # redacted before it is cut
+    cut = last_words((key[1:].encode() + b"a" * 5000 + b"the end")[-TAIL_BYTES:])
     assert cut == f"...{'a' * (WORDS - 7)}the end"
 
 
@@ -519,8 +521,8 @@ def test_mistakes_are_told_with_their_remedy(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r'a folder of that name is no package\); pip install "flowfleet\[wandb\]"'):
         load("left_by_wandb", "wandb")
-    monkeypatch.setenv("WANDB_API_KEY", "abc")
-    assert redacted("key abc was refused") == "key *** was refused"
+    monkeypatch.setenv("WANDB_API_KEY", "4f1d8c" * 7)
+    assert redacted(f"key {'4f1d8c' * 7} was refused") == f"key {MARK} was refused"
     with heard() as log, following(SinksSection(wandb=WandbSettings(enabled=True)), "memory://run"):
         pass
     assert "sink wandb: memory://run lives in one process and cannot be followed" in log.text

@@ -224,6 +224,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def every_number_is_in_one_state(self) -> None:
         counts = self.ledger.counts()
         assert sum(count for state, count in counts.items() if state != "issued") == counts["issued"]
+        assert self.ledger.conservation_error() == 0
 
     @invariant()
     def the_files_tell_the_same_story(self) -> None:

@@ -281,7 +281,7 @@ class Coordinator:
         except StoreError as error:
             self._state.note_store(str(error))
         self._view.show()
-        self._state.conclude_stall()
+        self._state.conclude_faults()
         return self.outcome()
 
     def outcome(self) -> Outcome:

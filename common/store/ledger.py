@@ -11,7 +11,7 @@ Lifecycle of a group number (architecture, section 4):
                       |                       |          reward filed   | an adopted manifest overrides all
                       +-----------------------+---------------+--> DROPPED(attempts | too_few_scores | flat | stale)
 
-issued = waiting + leased + generated + ready + batched + dropped, always (`check_conservation`).
+issued = waiting + leased + generated + ready + batched + dropped, always (`conservation_error` is 0).
 """
 
 from collections import Counter
@@ -264,16 +264,15 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Groups by state, and their sum."""
-        self.check_conservation()
         found = Counter(str(self.state(number)) for number in self._active)
         found.update({str(GroupState.BATCHED): len(self._batched), str(GroupState.DROPPED): len(self._dropped)})
         return {**{str(state): found[str(state)] for state in GroupState}, "issued": self._next_number}
 
-    def check_conservation(self) -> None:
-        """Assert that every issued number is in exactly one state."""
-        assert len(self._active) + len(self._batched) + len(self._dropped) == self._next_number
-        assert not self._active.keys() & self._batched.keys()
-        assert not self._dropped.keys() & (self._active.keys() | self._batched.keys())
+    def conservation_error(self) -> int:
+        """How many issued numbers are in no state, or in more than one: always 0, else a group may be lost or trained on twice."""
+        held = (self._active.keys(), self._batched.keys(), self._dropped.keys())
+        known = set().union(*held)
+        return abs(self._next_number - len(known)) + sum(map(len, held)) - len(known)
 
     def holding_up(self) -> tuple[int, GroupState] | None:
         """The lowest number that the next manifest waits for, and its state; None when a number must be issued first."""

@@ -75,7 +75,7 @@ class MetricsView:
         metrics.follow("groups_consumed_total", counts[GroupState.BATCHED] - self._before[GroupState.BATCHED])
         for reason, count in state.ledger.drops_by_reason().items():
             metrics.follow("groups_dropped_total", count - self._before.get(reason, 0), reason)
-        metrics.put("conservation_error_groups", issued - sum(counts.values()))
+        metrics.put("conservation_error_groups", state.ledger.conservation_error())
         metrics.replace("idle_ratio", {(role,): share for role, share in state.pulse.waiting_shares(now).items()})
         since = state.learner_waits_since
         metrics.put("learner_wait_seconds", 0.0 if since is None else now - since)

@@ -253,10 +253,13 @@ class RunState:
         if idle is not None:
             self.end.finish(EndKind.STALL, f"the evaluation of versions {sorted(self._due)} waited {idle:.0f} s for rollouts or scores")
 
-    def conclude_stall(self) -> None:
-        """End a run in which nothing was committed for stall_timeout_s, whoever hangs: the learner may not even ask."""
+    def conclude_faults(self) -> None:
+        """End a run whose ledger lost count, or in which nothing was committed for stall_timeout_s: the learner may not even ask."""
         with self.lock:
             now = self.clock()
+            if error := self.ledger.conservation_error():
+                cause = f"the ledger lost count of {error} groups; this is a fault of flowfleet: `flowfleet audit` says whether any was used twice"
+                self.end.finish(EndKind.GUARD, cause, gate="conservation")
             self.conclude()
             idle = self.end.stalled_for(float("-inf"), now)
             if idle is None or self.end.outcome.is_over:

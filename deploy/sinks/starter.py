@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.logs import get_logger
+from deploy.redact import Redactor, known_secrets, token_files
 from deploy.signals import StopSignals
 from deploy.sinks.settings import SinksSection
 
@@ -19,7 +20,6 @@ PROJECT = Path(__file__).parent.parent.parent
 GRACE_S = 5.0  # a follower ends itself finish_timeout_s after it was let go; so much later it is killed
 TAIL_BYTES = 4096  # kept of a follower's standard error
 WORDS = 300  # characters of its last line that are told
-_SECRETS = ("WANDB_API_KEY",)
 _log = get_logger("sinks")
 
 
@@ -109,11 +109,8 @@ def last_words(said: bytes) -> str:
 
 
 def redacted(text: str) -> str:
-    """A foreign line without the secrets that the environment holds."""
-    for name in _SECRETS:
-        secret = os.environ.get(name, "")
-        text = text.replace(secret, "***") if secret else text
-    return text
+    """A foreign line by the rules that hold for bundles and cards: known secrets and what looks like one are gone."""
+    return Redactor(known_secrets(os.environ, token_files(os.environ))).text(text)
 
 
 def _start(name: str, section: SinksSection, store_url: str) -> FollowerProcess | None:
