@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
+
+from deploy.local_cluster import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARIES = ROOT / "build" / "prometheus" / "usr" / "bin"
@@ -23,14 +24,6 @@ scrape_configs:
   - job_name: flowfleet
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
-
-
-def free_port() -> int:
-    """A port of loopback that nobody holds now."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def wait_until(holds: Callable[[], bool], what: str, *, seconds: float, every_s: float = 1.0) -> None:

@@ -23,6 +23,7 @@ from common.store.manifests import read_status
 from common.store.paths import learner_complete_path
 from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config
+from deploy.local_cluster import free_port
 from deploy.submit import Submission, connect_jobs, plan_submission, submit
 from tests.run_fixtures import QUIET
 from tests.test_deploy_ray import small_sets
@@ -158,13 +159,6 @@ def test_without_waiting_nothing_is_asked_of_the_job() -> None:
 def test_a_job_server_that_does_not_answer_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="no job server answered"):
         connect_jobs(f"http://127.0.0.1:{free_port()}")
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

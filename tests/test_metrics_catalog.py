@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.metric_catalog import CATALOG, Metric
 from common.metrics import RunMetrics, check_port, serve_metrics
 from deploy.config import load_config
+from deploy.local_cluster import free_port
 from deploy.monitoring.metric_page import PAGE, metric_page, unit_of
 
 NO_BASE_UNITS = {
@@ -165,12 +166,6 @@ def taken() -> Iterator[int]:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         yield holder.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def read(port: int) -> str:

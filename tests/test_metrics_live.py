@@ -21,16 +21,11 @@ from deploy.compose import compose
 from deploy.config import load_config
 from deploy.fakes import parse_fakes
 from deploy.gates import check_fake_config
+from deploy.local_cluster import free_port
 from deploy.local_run import run_local
 from tests.fleet_runs import FakeRun, kill, wait_until
 
 PROMTOOL = Path(__file__).parent.parent / "build" / "prometheus" / "usr" / "bin" / "promtool"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def scrape(port: int) -> str:

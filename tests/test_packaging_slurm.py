@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from common.store.claim import newest_incarnation
 from common.store.manifests import read_status
 from common.store.run_store import RunStore
 from deploy.config import PROJECT
+from deploy.local_cluster import free_port
 from tests.fleet_runs import FAKES, PATIENCE_S, SETS, wait_until
 
 SCRIPT = PROJECT / "deploy" / "slurm" / "flowfleet.sbatch"
@@ -47,13 +47,6 @@ def test_shellcheck_finds_nothing() -> None:
 def test_missing_or_relative_arguments_are_refused_before_anything_starts(arguments: tuple[str, ...], told: str) -> None:
     done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2 and told in done.stderr
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Allocation:
