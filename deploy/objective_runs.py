@@ -22,7 +22,9 @@ from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config
 from deploy.options import StartOptions
 from deploy.plan import make_plan
+from deploy.report.image_curves import numbers_of, read_sensors
 from deploy.report.reader import read_history
+from deploy.report.samples import MediaShelf
 from deploy.results import run_facts
 from deploy.session import run_session
 
@@ -62,6 +64,16 @@ class Reached:
     forwards: float  # of the learner
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sooner:
+    """How many times less than the reference was spent to the highest level that both reach."""
+
+    level: float
+    seconds: float
+    images: float
+    forwards: float
+
+
 def sets_of(settings: Mapping[str, object]) -> list[str]:
     """Settings as --set assignments."""
     return [f"{key}={value}" for key, value in settings.items()]
@@ -93,7 +105,8 @@ def best_trial(recipe: str, trials: Sequence[Mapping[str, object]]) -> int:
 
 def comparison_facts(run_dir: Path, recipe: str, seed: int, command: str, settings: Sequence[str]) -> dict[str, Any]:
     """A raw file: results.run_facts with the learner's forwards and the sensors at the end."""
-    history = read_history(RunStore(str(run_dir)))
+    store = RunStore(str(run_dir))
+    history = read_history(store)
     last = history.updates[-LAST_UPDATES:]
     names = sorted(last[-1].image_statistics) if last else []
     forwards = make_plan(load_config(recipe, list(settings))).learning_forwards
@@ -102,7 +115,11 @@ def comparison_facts(run_dir: Path, recipe: str, seed: int, command: str, settin
     for point in facts["evaluations"]:
         point["forwards"] = forwards * sum(count for update, count in judged.items() if update <= point["version"])
     statistics = {name: fmean(update.image_statistics[name] for update in last) for name in names}
-    return facts | {"settings": list(settings), "sensors": statistics}
+    return facts | {
+        "settings": list(settings),
+        "sensors": statistics,
+        "bands": numbers_of(read_sensors(history, MediaShelf(store)))["bands"],
+    }
 
 
 def reached(facts: Mapping[str, Any], level: float) -> Reached | None:
@@ -132,13 +149,28 @@ def median_reached(runs: Sequence[Mapping[str, Any]], level: float) -> Reached |
     )
 
 
-def speedup(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """Return the highest level that the median runs of both reach, and how much sooner (seconds) the first one does; None if neither rises."""
+def speedup(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> Sooner | None:
+    """Return the highest level that the median runs of both reach, and how much sooner the first one does; None if either never rises."""
     level = min(median(best_of(facts) for facts in runs), median(best_of(facts) for facts in reference))
     ours, theirs = median_reached(runs, level), median_reached(reference, level)
     if ours is None or theirs is None or ours.seconds == 0 or theirs.seconds == 0:
         return None
-    return level, theirs.seconds / ours.seconds
+    return Sooner(
+        level=level,
+        seconds=theirs.seconds / ours.seconds,
+        images=theirs.images / ours.images,
+        forwards=theirs.forwards / ours.forwards,
+    )
+
+
+def outside(facts: Mapping[str, Any]) -> list[str]:
+    """The sensors that stood outside the base model's band at the end of a run, by name."""
+    found = []
+    for name, value in sorted(facts["sensors"].items()):
+        band = facts["bands"].get(name)
+        if band is not None and not band["low"] <= value <= (float("inf") if band["high"] is None else band["high"]):
+            found.append(name)
+    return found
 
 
 @app.command("run")
@@ -201,7 +233,9 @@ def draw(plan_file: Annotated[Path, typer.Option("--plan")] = PLAN) -> None:
 def table_lines(plan: ComparisonPlan, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """The comparison as a Markdown table: a row an objective."""
     levels = [f"to {level:.2f}: min / images / learner forwards" for level in LEVELS]
-    header = ["recipe", "seeds", "settings", "best frozen, each seed", *levels, f"sooner than {REFERENCE}", "diversity at the end", "audit"]
+    best = "best frozen, each seed: at min / images / learner forwards"
+    sooner = f"times sooner than {REFERENCE}: min / images / learner forwards"
+    header = ["recipe", "seeds", "settings", best, *levels, sooner, "diversity at the end", "sensors outside the base's band", "audit"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for entry in plan.objective:
         found = runs[entry.recipe]
@@ -209,20 +243,27 @@ def table_lines(plan: ComparisonPlan, runs: Mapping[str, Sequence[Mapping[str, A
             lines.append(f"| {entry.recipe} | 0 | | not measured |" + " |" * (len(header) - 4))
             continue
         settings = "; ".join(item for item in found[0]["settings"] if not item.startswith(("run.", "evaluation."))) or "the recipe's"
-        best = ", ".join(f"{best_of(facts):.3f}" for facts in found)
         spent = [_spent(median_reached(found, level)) for level in LEVELS]
         diversity = ", ".join(f"{facts['sensors']['diversity']:.3f}" for facts in found if "diversity" in facts["sensors"])
+        strayed = ", ".join(sorted({name for facts in found for name in outside(facts)})) or "none"
         audits = ", ".join(sorted({facts["audit"] if isinstance(facts["audit"], str) else "violated" for facts in found}))
-        sooner = _sooner(entry.recipe, found, runs.get(REFERENCE, ()))
-        lines.append("| " + " | ".join([entry.recipe, str(len(found)), settings, best, *spent, sooner, diversity, audits]) + " |")
+        cells = [entry.recipe, str(len(found)), settings, "; ".join(map(_best, found)), *spent]
+        lines.append("| " + " | ".join([*cells, _sooner(entry.recipe, found, runs.get(REFERENCE, ())), diversity, strayed, audits]) + " |")
     return lines
+
+
+def _best(facts: Mapping[str, Any]) -> str:
+    level = best_of(facts)
+    return f"{level:.3f}: {_spent(reached(facts, level))}"
 
 
 def _sooner(recipe: str, found: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> str:
     if recipe == REFERENCE:
         return "-"
-    compared = speedup(found, reference) if reference else None
-    return "not comparable" if compared is None else f"{compared[1]:.1f}x to {compared[0]:.3f}"
+    ratio = speedup(found, reference) if reference else None
+    if ratio is None:
+        return "not comparable"
+    return f"{ratio.seconds:.1f}x / {ratio.images:.1f}x / {ratio.forwards:.1f}x to {ratio.level:.3f}"
 
 
 def _spent(value: Reached | None) -> str:

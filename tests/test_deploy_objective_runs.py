@@ -13,9 +13,11 @@ from deploy.objective_runs import (
     ComparisonPlan,
     Entry,
     Reached,
+    Sooner,
     best_of,
     best_trial,
     median_reached,
+    outside,
     reached,
     speedup,
     table_lines,
@@ -31,7 +33,8 @@ def facts(*points: tuple[float, float], train: tuple[float | None, ...] = ()) ->
             for k, (at, mean) in enumerate(points)
         ],
         "train": [{"update": k + 1, "rewards": {"geneval_strict": mean}} for k, mean in enumerate(train)],
-        "settings": ["learner.learning_rate=0.001", "run.seed=1"], "sensors": {"diversity": 0.25}, "audit": "clean",
+        "settings": ["learner.learning_rate=0.001", "run.seed=1"], "sensors": {"diversity": 0.25, "dark_share": 0.4, "edge_density": 2.0},
+        "bands": {"diversity": {"low": 0.2, "high": None}, "dark_share": {"low": 0.0, "high": 0.3}}, "audit": "clean",
     }  # fmt: skip
 
 
@@ -54,9 +57,15 @@ def test_the_median_run_counts_one_that_never_arrives_as_infinite_and_most_must_
 def test_the_ratio_is_taken_at_the_highest_level_that_both_reach() -> None:
     slow = [facts((0, 0.6), (5, 0.70), (10, 0.76))]
     fast = [facts((0, 0.6), (2, 0.77), (10, 0.95))]
-    assert speedup(fast, slow) == (pytest.approx(0.76), pytest.approx(5.0))
-    assert speedup(slow, fast) == (pytest.approx(0.76), pytest.approx(0.2))
+    assert speedup(fast, slow) == Sooner(level=0.76, seconds=pytest.approx(5.0), images=pytest.approx(5.0), forwards=pytest.approx(5.0))
+    assert speedup(slow, fast) == Sooner(level=0.76, seconds=pytest.approx(0.2), images=pytest.approx(0.2), forwards=pytest.approx(0.2))
     assert speedup([facts((0, 0.6), (5, 0.5))], slow) is None  # it never rose above the base, where both begin
+
+
+def test_a_sensor_is_outside_where_its_mean_at_the_end_leaves_a_band_that_exists() -> None:
+    run = facts((0, 0.6))
+    assert outside(run) == ["dark_share"]  # diversity .25 is above .2 and has no upper end; edge_density has no band
+    assert outside(run | {"sensors": {"diversity": 0.19, "dark_share": 0.3}}) == ["diversity"]
 
 
 def test_trials_are_chosen_by_the_last_third_of_their_training_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +91,7 @@ def test_the_table_says_what_was_not_reached_and_what_was_not_measured() -> None
     assert len({line.count("|") for line in lines}) == 1
     reference, nft, absent = lines[2:]
     assert reference.count("not reached") == 2 and "0.760" in reference
-    assert "2.0 / 200 / 600" in nft and nft.count("not reached") == 1 and "5.0x to 0.760" in nft and "learner.learning_rate=0.001" in nft
+    assert "0.820: 2.0 / 200 / 600 | 2.0 / 200 / 600 | not reached | 5.0x / 5.0x / 5.0x to 0.760 | 0.250 | dark_share | clean" in nft
+    assert "learner.learning_rate=0.001" in nft
     assert "run.seed" not in nft
     assert "not measured" in absent
