@@ -77,7 +77,7 @@ def run_bench(model: Path, out: Path, *, num_repeats: int, stages: Sequence[str]
         ModelError: `model` is no pipeline directory.
         BenchError: a stage failed.
     """
-    read_index(model)
+    read_index(model, "sd3")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         settings = BenchSettings(model=str(model.resolve()), folder=str(Path(folder) / "run"), num_repeats=num_repeats)

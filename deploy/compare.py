@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Console
 
 from common.errors import ConfigError
+from common.policy.config import DRAWN_BY
 from common.store import paths
 from common.store.evaluations import EvalProtocol
 from common.store.run_store import RunStore
@@ -130,7 +131,7 @@ def _is_alike(run: RunStore, subject: Subject) -> bool:
     """Whether the run drew and judged as this comparison would: the same base, image size, text length and rewards' options."""
     own, wanted = run_config_of(run), subject.config
     one, other = resolved_model(own.model), resolved_model(wanted.model)
-    drawn = [(Path(model.path).resolve(), model.dtype, model.height, model.width, model.max_sequence_length) for model in (one, other)]
+    drawn = [(Path(model.path).resolve(), model.dtype, *(getattr(model, key) for key in DRAWN_BY)) for model in (one, other)]
     judged = [
         {reward.name: (reward.options, reward.tags) for reward in config.reward if reward.name in _judges(config)}
         for config in (own, wanted)

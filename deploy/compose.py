@@ -84,7 +84,8 @@ def evaluation_protocol(config: RunConfig, prompts: PromptSets) -> EvalProtocol:
     specs = tuple(spec for spec in reward_specs(config) if spec.name in wanted)
     return EvalProtocol(
         config=config.evaluation, prompts=select_prompts(prompts.test, config.evaluation.max_prompts), rewards=specs,
-        max_sequence_length=config.model.max_sequence_length,
+        max_sequence_length=config.model.max_sequence_length, embedded_guidance=config.model.embedded_guidance,
+        grid_shift=config.model.grid_shift,
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def check_config(config: RunConfig) -> PromptSets:
     reason = disk_gate(config)
     if reason is not None:
         raise GateError("disk", reason)
-    read_index(shipped_path(config.model.path))
+    read_index(shipped_path(config.model.path), config.model.family)
     scorers = make_scorers(config)
     try:
         prompts = load_prompts(config, scorers)

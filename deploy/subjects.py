@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConfigError
-from common.policy.config import ModelConfig
+from common.policy.config import DRAWN_BY, ModelConfig
 from common.store.claim import newest_incarnation
 from common.store.recovery import adapters
 from common.store.run_store import RunStore
@@ -105,9 +105,7 @@ def read_subject(target: str, judge: RunConfig, options: JudgeOptions, version: 
 
 def _run_subject(store: RunStore, judge: RunConfig, options: JudgeOptions, version: int | None) -> Subject:
     own = run_config_of(store).model
-    shared = {
-        key: judge.model.model_dump()[key] for key in ("height", "width", "max_sequence_length")
-    }  # how images are drawn: the protocol's
+    shared = {key: getattr(judge.model, key) for key in DRAWN_BY}  # how images are drawn: the protocol's
     config = _config(judge, own.model_copy(update=shared), options)
     if options.snapshot == BASE or version == 0:
         return Subject(kind=SubjectKind.BASE, target=store.url, config=config, run=store)

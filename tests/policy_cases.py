@@ -9,17 +9,17 @@ from diffusers import StableDiffusion3Pipeline
 
 from common.policy.config import LoraConfig, ModelConfig
 from common.policy.load import load_policy
-from common.policy.sd3 import Sd3Policy
+from common.policy.pipeline_policy import PipelinePolicy
 
 RANK, ALPHA = 4, 8
 PROMPTS = ("a red circle", "three blue squares left of a star", "")
 
 
-def policy_of(directory: Path, *, rank: int = RANK, seed: int = 0, parts: bool = True, **model: Any) -> Sd3Policy:
+def policy_of(directory: Path, *, rank: int = RANK, seed: int = 0, parts: bool = True, **model: Any) -> PipelinePolicy:
     """A policy; parts=False leaves out VAE and text encoders."""
     config = ModelConfig(path=str(directory), **({"lora": LoraConfig(rank=rank, alpha=ALPHA)} | model))
     policy = load_policy(config, seed=seed, with_vae=parts, with_text=parts)
-    assert isinstance(policy, Sd3Policy)
+    assert isinstance(policy, PipelinePolicy)
     return policy
 
 
@@ -36,7 +36,7 @@ def real_pipeline(directory: Path) -> StableDiffusion3Pipeline:
     return pipe
 
 
-def inputs(policy: Sd3Policy, count: int, seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(policy: PipelinePolicy, count: int, seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents [B, C, h, w] and as many different sigmas [B]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((count, *policy.latent_shape), generator=generator), torch.linspace(0.9, 0.2, count)

@@ -36,7 +36,7 @@ def test_every_objective_has_its_sentences_formula_storage_use_and_recipe(name: 
 
 
 def test_the_page_names_every_shipped_recipe_and_no_other() -> None:
-    named = set(re.findall(r"`((?:tiny|sd35m)-[a-z0-9-]+)`", PAGE))
+    named = set(re.findall(r"`((?:tiny|sd35m|flux1)-[a-z0-9-]+)`", PAGE))
     assert named == set(recipe_names())
 
 

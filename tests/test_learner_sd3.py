@@ -9,7 +9,7 @@ import torch
 
 from common.policy.config import LoraConfig, ModelConfig
 from common.policy.load import load_policy
-from common.policy.sd3 import Sd3Policy
+from common.policy.pipeline_policy import PipelinePolicy
 from learner.config import LearnerConfig
 from learner.objectives.grpo import GrpoConfig
 from learner.objectives.nft import NftConfig
@@ -24,13 +24,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_sd3(tmp_path_factory.mktemp("learner") / "sd3")
 
 
-def policy_of(directory: Path) -> Sd3Policy:
+def policy_of(directory: Path) -> PipelinePolicy:
     policy = load_policy(ModelConfig(path=str(directory), lora=LoraConfig(rank=4, alpha=8)))
-    assert isinstance(policy, Sd3Policy)
+    assert isinstance(policy, PipelinePolicy)
     return policy
 
 
-def base_digest(policy: Sd3Policy) -> str:
+def base_digest(policy: PipelinePolicy) -> str:
     """Of every parameter that is not the adapter's."""
     adapter = {id(parameter) for parameter in policy.adapter_parameters()}
     digest = hashlib.sha256()

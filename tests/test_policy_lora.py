@@ -13,24 +13,24 @@ from common.policy.base import FeatureBatch
 from common.policy.config import SD3_ATTENTION, LoraConfig, ModelConfig
 from common.policy.load import load_policy
 from common.policy.lora import LoraHandle
-from common.policy.sd3 import Sd3Policy
+from common.policy.pipeline_policy import PipelinePolicy
 
 EMBEDS, POOLED, TOKENS = 64, 64, 10  # of the tiny model
 
 
-def load(directory: Path, **lora: object) -> Sd3Policy:
+def load(directory: Path, **lora: object) -> PipelinePolicy:
     config = ModelConfig(path=str(directory), lora=LoraConfig.model_validate({"rank": 4, "alpha": 8} | lora))
     policy = load_policy(config, with_vae=False, with_text=False)
-    assert isinstance(policy, Sd3Policy)
+    assert isinstance(policy, PipelinePolicy)
     return policy
 
 
 @pytest.fixture
-def policy(tiny_sd3_dir: Path) -> Sd3Policy:
+def policy(tiny_sd3_dir: Path) -> PipelinePolicy:
     return load(tiny_sd3_dir)
 
 
-def probe(policy: Sd3Policy) -> tuple[torch.Tensor, torch.Tensor, FeatureBatch]:
+def probe(policy: PipelinePolicy) -> tuple[torch.Tensor, torch.Tensor, FeatureBatch]:
     generator = torch.Generator().manual_seed(11)
     features = FeatureBatch(
         prompt_embeds=torch.randn(2, TOKENS, EMBEDS, generator=generator), pooled=torch.randn(2, POOLED, generator=generator)
@@ -38,13 +38,13 @@ def probe(policy: Sd3Policy) -> tuple[torch.Tensor, torch.Tensor, FeatureBatch]:
     return torch.randn(2, *policy.latent_shape, generator=generator), torch.tensor([0.8, 0.3]), features
 
 
-def moved(policy: Sd3Policy, seed: int) -> dict[str, torch.Tensor]:
+def moved(policy: PipelinePolicy, seed: int) -> dict[str, torch.Tensor]:
     """A state with A and B that are not the loaded one's."""
     generator = torch.Generator().manual_seed(seed)
     return {name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator) for name, tensor in policy.read_adapter().items()}
 
 
-def base_digest(policy: Sd3Policy) -> str:
+def base_digest(policy: PipelinePolicy) -> str:
     """Of every parameter and buffer of the transformer but the adapter's."""
     digest = hashlib.sha256()
     for name, tensor in sorted(policy._transformer.state_dict().items()):
@@ -57,7 +57,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_adapter_binds_exactly_the_listed_modules(policy: Sd3Policy) -> None:
+def test_the_adapter_binds_exactly_the_listed_modules(policy: PipelinePolicy) -> None:
     image, text = ("to_q", "to_k", "to_v", "to_out.0"), ("add_q_proj", "add_k_proj", "add_v_proj")
     modules = [f"transformer_blocks.{block}.attn.{name}" for block in (0, 1) for name in image + text]
     modules += ["transformer_blocks.0.attn.to_add_out"]  # the last block throws the text stream away
@@ -80,7 +80,7 @@ def test_sd35_medium_has_191_attention_projections() -> None:
     assert LoraHandle(transformer, LoraConfig(rank=1, alpha=1, targets=SD3_ATTENTION)).num_modules == 24 * 7 + 23
 
 
-def test_an_optimizer_step_moves_the_adapter_and_no_bit_of_the_base(policy: Sd3Policy) -> None:
+def test_an_optimizer_step_moves_the_adapter_and_no_bit_of_the_base(policy: PipelinePolicy) -> None:
     latents, sigma, features = probe(policy)
     before, fresh = base_digest(policy), policy.read_adapter()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_an_optimizer_step_moves_the_adapter_and_no_bit_of_the_base(policy: Sd3P
             assert torch.equal(policy.velocity(latents, sigma, features), plain)
 
 
-def test_a_fresh_adapter_changes_no_bit_and_its_canary_is_0(policy: Sd3Policy) -> None:
+def test_a_fresh_adapter_changes_no_bit_and_its_canary_is_0(policy: PipelinePolicy) -> None:
     latents, sigma, features = probe(policy)
     with torch.no_grad():
         adapted = policy.velocity(latents, sigma, features)
@@ -110,7 +110,7 @@ def test_a_fresh_adapter_changes_no_bit_and_its_canary_is_0(policy: Sd3Policy) -
     assert policy.inspect_adapter().num_modules == 15
 
 
-def test_the_canary_is_the_relative_change_of_the_velocity_on_the_documented_input(policy: Sd3Policy) -> None:
+def test_the_canary_is_the_relative_change_of_the_velocity_on_the_documented_input(policy: PipelinePolicy) -> None:
     policy.load_adapter(moved(policy, 1))
     generator = torch.Generator().manual_seed(20250505)
     latents = torch.randn((1, 16, 8, 8), generator=generator)
@@ -147,7 +147,7 @@ def test_a_gaussian_a_has_std_1_over_rank_and_b_is_0(tiny_sd3_dir: Path) -> None
     assert all(not tensor.any() for name, tensor in state.items() if "lora_B" in name)
 
 
-def test_loading_is_in_place(policy: Sd3Policy) -> None:
+def test_loading_is_in_place(policy: PipelinePolicy) -> None:
     before = [(id(parameter), parameter.data_ptr()) for parameter in policy.adapter_parameters()]
     state = moved(policy, 3)
     assert policy.load_adapter(state) == 15
@@ -157,7 +157,7 @@ def test_loading_is_in_place(policy: Sd3Policy) -> None:
     assert same(policy.read_adapter(), state)
 
 
-def test_using_restores_bitwise_also_after_an_error(policy: Sd3Policy) -> None:
+def test_using_restores_bitwise_also_after_an_error(policy: PipelinePolicy) -> None:
     held, other = moved(policy, 4), moved(policy, 5)
     policy.load_adapter(held)
     with policy.using(other):
@@ -171,7 +171,7 @@ def test_using_restores_bitwise_also_after_an_error(policy: Sd3Policy) -> None:
     assert same(policy.read_adapter(), held)
 
 
-def test_base_nests_and_keeps_a_pending_graph(policy: Sd3Policy) -> None:
+def test_base_nests_and_keeps_a_pending_graph(policy: PipelinePolicy) -> None:
     policy.load_adapter(moved(policy, 6))
     latents, sigma, features = probe(policy)
 
@@ -190,7 +190,7 @@ def test_base_nests_and_keeps_a_pending_graph(policy: Sd3Policy) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
-def test_a_state_of_another_adapter_is_refused_whole(policy: Sd3Policy, change: str) -> None:
+def test_a_state_of_another_adapter_is_refused_whole(policy: PipelinePolicy, change: str) -> None:
     held, state = policy.read_adapter(), moved(policy, 7)
     name = next(iter(state))
     tensor = state.pop(name)

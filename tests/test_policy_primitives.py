@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.flow.kernels import make_kernel
+from common.policy.pipeline_policy import PipelinePolicy
 from common.policy.primitives import fm_errors, replay_step
-from common.policy.sd3 import Sd3Policy
 from common.types import PromptFeatures, SamplerSpec, Trajectory
 from rollout_workers.sampler import sample_group
 from tests.oracles import flow_sde
@@ -23,24 +23,24 @@ SPEC = SamplerSpec(
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_sd3_dir: Path) -> Sd3Policy:
+def policy(tiny_sd3_dir: Path) -> PipelinePolicy:
     policy = policy_of(tiny_sd3_dir)
     policy.load_adapter(changed(policy.read_adapter()))
     return policy
 
 
 @pytest.fixture(scope="module")
-def features(policy: Sd3Policy) -> PromptFeatures:
+def features(policy: PipelinePolicy) -> PromptFeatures:
     return policy.encode([PROMPTS[0]], with_negative=False)[0]
 
 
 @pytest.fixture(scope="module")
-def trajectories(policy: Sd3Policy, features: PromptFeatures) -> tuple[Trajectory, ...]:
+def trajectories(policy: PipelinePolicy, features: PromptFeatures) -> tuple[Trajectory, ...]:
     return sample_group(policy, features, SPEC, run_seed=3, group=0, group_size=COUNT, micro_batch=COUNT)
 
 
 def replay(
-    policy: Sd3Policy, features: PromptFeatures, trajectories: tuple[Trajectory, ...], dtype: torch.dtype
+    policy: PipelinePolicy, features: PromptFeatures, trajectories: tuple[Trajectory, ...], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """|replayed - stored log-prob| [K, W] after latents were stored as `dtype`, and the steps' std [K, W]."""
     kernel, batch = make_kernel(SPEC.kernel, ETA), policy.batch_features([features] * COUNT)
@@ -62,7 +62,7 @@ def replay(
 
 
 def test_a_trajectory_stored_as_float32_replays_to_its_log_probs(
-    policy: Sd3Policy, features: PromptFeatures, trajectories: tuple[Trajectory, ...]
+    policy: PipelinePolicy, features: PromptFeatures, trajectories: tuple[Trajectory, ...]
 ) -> None:
     difference, std = replay(policy, features, trajectories, torch.float32)
     assert difference.max() <= 1e-6
@@ -70,14 +70,14 @@ def test_a_trajectory_stored_as_float32_replays_to_its_log_probs(
 
 
 def test_a_trajectory_stored_as_bfloat16_would_not(
-    policy: Sd3Policy, features: PromptFeatures, trajectories: tuple[Trajectory, ...]
+    policy: PipelinePolicy, features: PromptFeatures, trajectories: tuple[Trajectory, ...]
 ) -> None:
     """8 bits of a value near 1 are .1 std here: above every clip range. The test above can fail."""
     difference, _ = replay(policy, features, trajectories, torch.bfloat16)
     assert difference.mean() > 1e-3
 
 
-def test_a_replayed_step_is_the_kernels_on_the_policys_velocity(policy: Sd3Policy, features: PromptFeatures) -> None:
+def test_a_replayed_step_is_the_kernels_on_the_policys_velocity(policy: PipelinePolicy, features: PromptFeatures) -> None:
     """Log-prob against the NumPy oracle in float64; gradient through the velocity alone."""
     kernel, (latents, sigma) = make_kernel("flow_sde", 0.7), inputs(policy, 2)
     following = inputs(policy, 2, seed=8)[0].requires_grad_()
@@ -93,7 +93,7 @@ def test_a_replayed_step_is_the_kernels_on_the_policys_velocity(policy: Sd3Polic
     assert all(parameter.grad is not None for parameter in policy.adapter_parameters())
 
 
-def test_the_flow_matching_error_is_the_mean_square_to_noise_minus_clean(policy: Sd3Policy, features: PromptFeatures) -> None:
+def test_the_flow_matching_error_is_the_mean_square_to_noise_minus_clean(policy: PipelinePolicy, features: PromptFeatures) -> None:
     (clean, sigma), noise = inputs(policy, 2), inputs(policy, 2, seed=8)[0]
     batch = policy.batch_features([features] * 2)
     with torch.no_grad():

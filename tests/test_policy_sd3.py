@@ -15,19 +15,19 @@ from common.errors import ConfigError, ModelError
 from common.policy.base import FeatureBatch
 from common.policy.config import LoraConfig, ModelConfig
 from common.policy.load import load_policy
-from common.policy.sd3 import Sd3Policy
+from common.policy.pipeline_policy import PipelinePolicy
 
 SHORT, OTHER = "a red circle", "two blue squares"
 LORA = LoraConfig(rank=4, alpha=8)
 
 
-def load(directory: Path, **settings: object) -> Sd3Policy:
+def load(directory: Path, **settings: object) -> PipelinePolicy:
     policy = load_policy(ModelConfig.model_validate({"path": str(directory), "lora": LORA, **settings}))
-    assert isinstance(policy, Sd3Policy)
+    assert isinstance(policy, PipelinePolicy)
     return policy
 
 
-def disturb(policy: Sd3Policy, size: float = 0.2) -> None:
+def disturb(policy: PipelinePolicy, size: float = 0.2) -> None:
     """Give the adapter a B that is not 0."""
     generator = torch.Generator().manual_seed(5)
     policy.load_adapter(
@@ -35,12 +35,12 @@ def disturb(policy: Sd3Policy, size: float = 0.2) -> None:
     )
 
 
-def noise(policy: Sd3Policy, count: int, seed: int = 0) -> torch.Tensor:
+def noise(policy: PipelinePolicy, count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn((count, *policy.latent_shape), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_sd3_dir: Path) -> Sd3Policy:
+def policy(tiny_sd3_dir: Path) -> PipelinePolicy:
     """One policy for the tests that leave its adapter as it was or do not look at it."""
     return load(tiny_sd3_dir)
 
@@ -51,7 +51,7 @@ def pipeline(tiny_sd3_dir: Path) -> StableDiffusion3Pipeline:
 
 
 @pytest.fixture(scope="module")
-def features(policy: Sd3Policy) -> FeatureBatch:
+def features(policy: PipelinePolicy) -> FeatureBatch:
     return policy.batch_features(policy.encode([SHORT, OTHER], with_negative=True))
 
 
@@ -67,14 +67,14 @@ def test_features_equal_the_pipelines_encode_prompt(tiny_sd3_dir: Path, pipeline
         np.testing.assert_allclose(array, tensor[0].numpy(), atol=1e-6, rtol=0)
 
 
-def test_features_never_depend_on_neighbors(policy: Sd3Policy) -> None:
+def test_features_never_depend_on_neighbors(policy: PipelinePolicy) -> None:
     alone = policy.encode([SHORT], with_negative=False)[0]
     among = policy.encode(["x" * 60, SHORT, OTHER], with_negative=False)[1]
     np.testing.assert_array_equal(alone.prompt_embeds, among.prompt_embeds)
     np.testing.assert_array_equal(alone.pooled, among.pooled)
 
 
-def test_a_velocity_does_not_depend_on_the_other_prompts_of_its_batch(policy: Sd3Policy) -> None:
+def test_a_velocity_does_not_depend_on_the_other_prompts_of_its_batch(policy: PipelinePolicy) -> None:
     sigma, latents = torch.tensor([0.6, 0.3]), noise(policy, 2)
     first = policy.velocity(latents, sigma, policy.batch_features(policy.encode([SHORT, OTHER], with_negative=False)))
     second = policy.velocity(latents, sigma, policy.batch_features(policy.encode([SHORT, "y" * 60], with_negative=False)))
@@ -97,7 +97,7 @@ def test_a_prompt_that_is_cut_is_warned_of_once(tiny_sd3_dir: Path) -> None:
     assert "cut prompts so far: 2" in lines[1]
 
 
-def test_guidance_runs_the_second_forward_only_when_it_is_not_1(policy: Sd3Policy, features: FeatureBatch) -> None:
+def test_guidance_runs_the_second_forward_only_when_it_is_not_1(policy: PipelinePolicy, features: FeatureBatch) -> None:
     fed: list[torch.Tensor] = []
     hook = policy._transformer.register_forward_pre_hook(lambda _, __, named: fed.append(named["timestep"]), with_kwargs=True)
     latents, sigma = noise(policy, 2), torch.tensor([0.7, 0.25])
@@ -132,13 +132,13 @@ def test_a_detached_unconditional_branch_carries_no_gradient(tiny_sd3_dir: Path,
     assert not torch.allclose(detached, full, rtol=1e-2, atol=1e-2)
 
 
-def test_guidance_without_negative_features_is_refused(policy: Sd3Policy) -> None:
+def test_guidance_without_negative_features_is_refused(policy: PipelinePolicy) -> None:
     plain = policy.batch_features(policy.encode([SHORT], with_negative=False))
     with pytest.raises(ConfigError, match="negative features"):
         policy.velocity(noise(policy, 1), torch.tensor([0.5]), plain, guidance_scale=2.0)
 
 
-def test_decoding_equals_the_pipelines(policy: Sd3Policy, pipeline: StableDiffusion3Pipeline) -> None:
+def test_decoding_equals_the_pipelines(policy: PipelinePolicy, pipeline: StableDiffusion3Pipeline) -> None:
     latents, vae = noise(policy, 3), pipeline.vae
     with torch.no_grad():
         decoded = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
@@ -165,7 +165,7 @@ def test_a_bfloat16_base_trains_a_float32_adapter(tiny_sd3_dir: Path) -> None:
     assert sum(float(gradient.norm()) for gradient in gradients) > 0
 
 
-def test_a_learner_loads_without_vae_and_text_encoders(tiny_sd3_dir: Path, policy: Sd3Policy, features: FeatureBatch) -> None:
+def test_a_learner_loads_without_vae_and_text_encoders(tiny_sd3_dir: Path, policy: PipelinePolicy, features: FeatureBatch) -> None:
     bare = load_policy(ModelConfig(path=str(tiny_sd3_dir), lora=LORA), with_vae=False, with_text=False)
     latents, sigma = noise(policy, 2), torch.tensor([0.5, 0.9])
     assert bare.latent_shape == policy.latent_shape == (16, 8, 8)
@@ -227,7 +227,7 @@ def test_a_setting_that_the_model_cannot_serve_is_a_config_error(tiny_sd3_dir: P
         load(tiny_sd3_dir, **settings)
 
 
-def test_loading_leaves_the_global_generator_alone_and_seeds_the_adapter(tiny_sd3_dir: Path, policy: Sd3Policy) -> None:
+def test_loading_leaves_the_global_generator_alone_and_seeds_the_adapter(tiny_sd3_dir: Path, policy: PipelinePolicy) -> None:
     before = torch.get_rng_state()
     again = load_policy(ModelConfig(path=str(tiny_sd3_dir), lora=LORA)).read_adapter()
     other = load_policy(ModelConfig(path=str(tiny_sd3_dir), lora=LORA), seed=1).read_adapter()

@@ -12,13 +12,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from common.errors import ConfigError
 from common.flow.kernels import make_kernel
 from common.policy.base import FeatureBatch
-from common.policy.sd3 import Sd3Policy
+from common.policy.pipeline_policy import PipelinePolicy
 from tests.policy_cases import ALPHA, PROMPTS, RANK, changed, inputs, policy_of, real_pipeline
 from tests.tiny_models import MAX_TOKENS, WIDTH
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_sd3_dir: Path) -> Sd3Policy:
+def policy(tiny_sd3_dir: Path) -> PipelinePolicy:
     """With an adapter that changes something."""
     policy = policy_of(tiny_sd3_dir)
     policy.load_adapter(changed(policy.read_adapter()))
@@ -26,12 +26,12 @@ def policy(tiny_sd3_dir: Path) -> Sd3Policy:
 
 
 @pytest.fixture(scope="module")
-def batch(policy: Sd3Policy) -> FeatureBatch:
+def batch(policy: PipelinePolicy) -> FeatureBatch:
     return policy.batch_features(policy.encode(PROMPTS, with_negative=True))
 
 
 def test_the_velocity_is_the_transformers_with_the_adapter_added_to_its_weights(
-    tiny_sd3_dir: Path, policy: Sd3Policy, batch: FeatureBatch
+    tiny_sd3_dir: Path, policy: PipelinePolicy, batch: FeatureBatch
 ) -> None:
     """By hand: W + alpha / rank B A in diffusers' own transformer, fed 1000 sigma."""
     latents, sigma = inputs(policy, len(PROMPTS))
@@ -51,7 +51,7 @@ def test_the_velocity_is_the_transformers_with_the_adapter_added_to_its_weights(
     assert (found - base).abs().max() > 1e-2
 
 
-def test_the_base_velocity_is_the_transformers_own(tiny_sd3_dir: Path, policy: Sd3Policy, batch: FeatureBatch) -> None:
+def test_the_base_velocity_is_the_transformers_own(tiny_sd3_dir: Path, policy: PipelinePolicy, batch: FeatureBatch) -> None:
     latents, sigma = inputs(policy, len(PROMPTS))
     transformer = real_pipeline(tiny_sd3_dir).transformer
     with torch.no_grad(), policy.base():
@@ -82,7 +82,7 @@ def with_scheduler(directory: Path, folder: Path, **settings: object) -> Path:
 
 
 def test_a_bfloat16_base_keeps_a_float32_adapter_and_stays_near_the_float32_velocity(
-    tiny_sd3_dir: Path, policy: Sd3Policy, batch: FeatureBatch
+    tiny_sd3_dir: Path, policy: PipelinePolicy, batch: FeatureBatch
 ) -> None:
     half = policy_of(tiny_sd3_dir, dtype="bfloat16", parts=False)
     assert {parameter.dtype for parameter in half.adapter_parameters()} == {torch.float32}

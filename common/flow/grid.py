@@ -1,5 +1,7 @@
 """The sigma grid of a denoising run: 1 is noise, 0 is data, one place for every side."""
 
+import math
+
 import torch
 
 from common.errors import ConfigError
@@ -37,6 +39,37 @@ def sigma_grid(num_steps: int, shift: float) -> torch.Tensor:
     position = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
     sigmas = shift_sigma(1 - position * (1 - lowest), shift)
     return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+
+
+def even_grid(num_steps: int, shift: float) -> torch.Tensor:
+    """Return T even steps from 1 to 1 / T, shifted once, and 0: the grid of FLUX's pipeline and of DanceGRPO.
+
+    diffusers' FluxPipeline hands these sigmas to its scheduler, which shifts them by a constant or, dynamically, by exp(mu)
+    (see dynamic_shift); equal to it within 1e-6. Unlike sigma_grid, its last positive sigma is that of 1 / T.
+
+    Args:
+        num_steps: T >= 1.
+        shift: > 0; 1 leaves the steps even.
+
+    Returns:
+        [T+1] float32 on CPU, strictly decreasing from 1 to 0.
+
+    Raises:
+        ConfigError: no step, or a shift that is not positive.
+    """
+    if num_steps < 1 or shift <= 0:
+        raise ConfigError(f"even_grid: num_steps {num_steps} and shift {shift} came; both must be positive; mend num_steps")
+    sigmas = shift_sigma(1 - torch.arange(num_steps, dtype=torch.float64) / num_steps, shift)
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+
+
+def dynamic_shift(num_tokens: int, *, base_tokens: int = 256, max_tokens: int = 4096, base_mu: float = 0.5, max_mu: float = 1.15) -> float:
+    """Return exp(mu), the shift of a scheduler with dynamic shifting: mu is linear in the number of image tokens.
+
+    Source: Stable Diffusion 3 (arXiv 2403.03206, section 5.3.2) as FLUX and diffusers' FluxPipeline have it, whose values are the defaults.
+    """
+    slope = (max_mu - base_mu) / (max_tokens - base_tokens)
+    return math.exp(base_mu + slope * (num_tokens - base_tokens))
 
 
 def timesteps_of(sigma: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,24 @@
 """A diffusers directory's JSON files (no torch: a start checks them before any process loads a model)."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from common.errors import ModelError
 
-RULE = "model.path names a diffusers StableDiffusion3Pipeline directory on this machine"
+RULE = "model.path names a diffusers pipeline directory on this machine"
+PIPELINES: Final[Mapping[str, str]] = {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}  # family -> diffusers' class
 
 
-def read_index(root: Path) -> dict[str, Any]:
-    """Return the parts of a StableDiffusion3Pipeline directory. Raises ModelError when it is none."""
-    parts = _read_object(root / "model_index.json")
-    if parts.get("_class_name") != "StableDiffusion3Pipeline":
-        raise ModelError(f"model: {root} holds a {parts.get('_class_name')}; {RULE}; set model.family for another family")
+def read_index(root: Path, family: str) -> dict[str, Any]:
+    """Return the parts of a family's pipeline directory. Raises ModelError when it is none, or another family's."""
+    parts, needed = _read_object(root / "model_index.json"), PIPELINES[family]
+    found = parts.get("_class_name")
+    if found != needed:
+        fitting = next((name for name, pipeline in PIPELINES.items() if pipeline == found), None)
+        remedy = f"set model.family={fitting}" if fitting else f"families are {', '.join(PIPELINES)}"
+        raise ModelError(f"model: {root} holds a {found}, and model.family={family} is a {needed}; {RULE}; {remedy}")
     return parts
 
 

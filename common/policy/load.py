@@ -6,7 +6,7 @@ from importlib import import_module
 from common.policy.base import Policy
 from common.policy.config import ModelConfig
 
-FAMILIES = {"sd3": ("common.policy.sd3", "load_sd3")}
+FAMILIES = {"sd3": ("common.policy.sd3", "load_sd3"), "flux": ("common.policy.flux", "load_flux")}
 """Family -> module and function; a family's libraries (0.3 GB a process) are imported when it is loaded, not by those who load none."""
 
 

@@ -1,187 +1,73 @@
-"""Stable Diffusion 3 (and the tiny model, which has the same classes): diffusers' own modules behind the Policy interface."""
+"""Stable Diffusion 3 (and the tiny model, which has the same classes): diffusers' own modules as a Network."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from diffusers import StableDiffusion3Pipeline
 
-from common.errors import ConfigError
 from common.flow.grid import sigma_grid, timesteps_of
-from common.logs import get_logger
-from common.policy.base import AdapterState, FeatureBatch
 from common.policy.config import ModelConfig
 from common.policy.index import read_downsampling
-from common.policy.lora import LoraHandle
-from common.policy.sd3_files import DTYPES, check_size, read_pipeline, read_shift
-from common.types import FloatArray, PromptFeatures, SnapshotInfo
+from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, read_pipeline, refuse_grids
+from common.policy.pipeline_policy import PipelinePolicy, seeded_adapter
 
-_CANARY_SEED = 20250505
-_CANARY_SIGMA = 0.7
-_CANARY_TOKENS = 16
-_log = get_logger("policy")
+PARTS = PipelineParts(
+    pipeline=StableDiffusion3Pipeline,
+    encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    t5="text_encoder_3",
+    is_t5_needed=False,
+)
+_GRID = "diffusers' flow-match grid with a constant shift"
 
 
-class Sd3Policy:
-    """A frozen SD3 base with one LoRA adapter. Velocities come back in float32, whatever the base's dtype."""
+class Sd3Network:
+    """SD3's grid, text encoders (T5 may be absent) and transformer, which is fed 1000 sigma."""
+
+    name = "sd3"
 
     def __init__(self, pipeline: Any, config: ModelConfig) -> None:
-        """Wrap a loaded pipeline; the adapter is added here.
+        """Check a loaded pipeline against the config.
 
         Raises:
-            ConfigError: LoRA targets that name no module, an image size or a scheduler that this family cannot serve.
+            ConfigError: an image size or a scheduler that this family cannot serve.
         """
         self._pipe, self._config = pipeline, config
-        self._transformer = pipeline.transformer
-        self.device = torch.device(config.device)
-        self._dtype = DTYPES[config.dtype]
-        self._shift = read_shift(pipeline.scheduler)
-        factor = read_downsampling(Path(config.path))
-        check_size(config, factor, self._transformer)
-        self.latent_shape = (int(self._transformer.config.in_channels), config.height // factor, config.width // factor)
-        self.image_size = (config.height, config.width)
-        self._lora = LoraHandle(self._transformer, config.lora)
-        self.num_adapter_modules = self._lora.num_modules
-        self._cut_prompts: set[str] = set()
+        refuse_grids(pipeline.scheduler, ("use_dynamic_shifting", *OTHER_GRIDS), self.name, _GRID)
+        self._shift = float(pipeline.scheduler.config.shift) if config.grid_shift is None else config.grid_shift
+        shape, factor = pipeline.transformer.config, read_downsampling(Path(config.path))
+        cell = factor * int(shape.patch_size)
+        check_sides(config, cell, cell * int(shape.pos_embed_max_size))
+        self.latent_shape = (int(shape.in_channels), config.height // factor, config.width // factor)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's own grid, [T+1] float32, 1 -> 0."""
         return sigma_grid(num_steps, self._shift)
 
-    def encode(self, texts: Sequence[str], *, with_negative: bool) -> list[PromptFeatures]:
-        """Encode as diffusers' pipeline does, a prompt at a time; max_sequence_length is the config's.
+    def forward(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """The velocity [B, C, h, w]."""
+        velocity: torch.Tensor = self._pipe.transformer(
+            hidden_states=latents, timestep=timesteps_of(sigma), encoder_hidden_states=embeds, pooled_projections=pooled, return_dict=False
+        )[0]
+        return velocity
 
-        A prompt longer than the encoders read is encoded cut, with one warning a prompt.
-        """
-        assert self._pipe.text_encoder is not None, "this policy was loaded without its text encoders"
-        return [self._encode_one(text, with_negative) for text in texts]
-
-    def batch_features(self, features: Sequence[PromptFeatures]) -> FeatureBatch:
-        """Stack features onto the device, float32."""
-
-        def stack(arrays: Sequence[FloatArray | None]) -> torch.Tensor | None:
-            present = [array for array in arrays if array is not None]
-            return torch.from_numpy(np.stack(present)).to(self.device) if len(present) == len(arrays) else None
-
-        prompt_embeds, pooled = stack([f.prompt_embeds for f in features]), stack([f.pooled for f in features])
-        assert prompt_embeds is not None, "prompt embeddings are never absent"
-        assert pooled is not None, "pooled embeddings are never absent"
-        return FeatureBatch(
-            prompt_embeds=prompt_embeds, pooled=pooled,
-            negative_embeds=stack([f.negative_embeds for f in features]), negative_pooled=stack([f.negative_pooled for f in features]),
+    def encode(self, text: str, *, with_negative: bool) -> tuple[torch.Tensor | None, ...]:
+        """Embeds [1, N, D], pooled [1, Dp] and their negatives, max_sequence_length being the config's."""
+        embeds, negative, pooled, negative_pooled = self._pipe.encode_prompt(
+            prompt=text, prompt_2=None, prompt_3=None, device=torch.device(self._config.device), do_classifier_free_guidance=with_negative,
+            max_sequence_length=self._config.max_sequence_length,
         )  # fmt: skip
+        return embeds, pooled, negative, negative_pooled
 
-    def velocity(
-        self, latents: torch.Tensor, sigma: torch.Tensor, features: FeatureBatch, *,
-        guidance_scale: float = 1.0, detach_uncond: bool = True,
-    ) -> torch.Tensor:  # fmt: skip
-        """Predict v = eps - x_0, [B, C, h, w] float32; with guidance v_u + w (v_c - v_u).
-
-        Raises:
-            ConfigError: guidance without negative features.
-        """
-        conditional = self._forward(latents, sigma, features.prompt_embeds, features.pooled)
-        if guidance_scale == 1.0:
-            return conditional
-        if features.negative_embeds is None or features.negative_pooled is None:
-            raise ConfigError(
-                f"sd3: guidance_scale {guidance_scale} needs negative features, which this group does not carry; sample with guidance"
-            )
-        with torch.no_grad() if detach_uncond else nullcontext():
-            unconditional = self._forward(latents, sigma, features.negative_embeds, features.negative_pooled)
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        """[B, C, h, w] clean latents -> [B, H, W, 3] uint8 RGB; the VAE runs in float32."""
-        vae = self._pipe.vae
-        assert vae is not None, "this policy was loaded without its VAE"
-        with torch.no_grad():
-            scaled = latents.to(self.device, torch.float32) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-            images = vae.decode(scaled, return_dict=False)[0]
-        pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        decoded: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return decoded
-
-    def adapter_parameters(self) -> list[torch.nn.Parameter]:
-        """The trained parameters, in canonical name order."""
-        return self._lora.parameters()
-
-    def read_adapter(self) -> dict[str, torch.Tensor]:
-        """A float32 CPU copy of the adapter."""
-        return self._lora.read()
-
-    def load_adapter(self, state: AdapterState) -> int:
-        """Copy a state in place; return the modules bound. Raises ModelError on foreign or missing names."""
-        return self._lora.load(state)
-
-    @contextmanager
-    def using(self, state: AdapterState) -> Iterator[None]:
-        """Run with another adapter's values, then restore."""
-        with self._lora.using(state):
-            yield
-
-    @contextmanager
-    def base(self) -> Iterator[None]:
-        """Run with the adapter off."""
-        with self._lora.off():
-            yield
-
-    def inspect_adapter(self) -> SnapshotInfo:
-        """Bound modules, and the canary ||v(on) - v(off)|| / ||v(off)|| on one fixed input.
-
-        The input is standard normal latents, prompt embeddings of 16 tokens and a pooled vector, drawn in this order in float32
-        by a CPU generator of seed 20250505, at sigma .7: the same on every device, and it needs no text encoder.
-        """
-        generator = torch.Generator().manual_seed(_CANARY_SEED)
-        shape = self._transformer.config
-        sizes = ((1, *self.latent_shape), (1, _CANARY_TOKENS, shape.joint_attention_dim), (1, shape.pooled_projection_dim))
-        latents, embeds, pooled = (torch.randn(size, generator=generator).to(self.device) for size in sizes)
-        sigma = torch.full((1,), _CANARY_SIGMA, device=self.device)
-        with torch.no_grad():
-            adapted = self._forward(latents, sigma, embeds, pooled)
-            with self.base():
-                plain = self._forward(latents, sigma, embeds, pooled)
-        return SnapshotInfo(num_modules=self.num_adapter_modules, canary=float((adapted - plain).norm() / plain.norm()))
-
-    def _forward(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        lower = self._dtype != torch.float32
-        with torch.autocast(self.device.type, self._dtype) if lower else nullcontext():
-            result: torch.Tensor = self._transformer(
-                hidden_states=latents.to(self._dtype), timestep=timesteps_of(sigma),
-                encoder_hidden_states=embeds.to(self._dtype), pooled_projections=pooled.to(self._dtype), return_dict=False,
-            )[0]  # fmt: skip
-        return result.float()
-
-    def _encode_one(self, text: str, with_negative: bool) -> PromptFeatures:
-        self._warn_if_cut(text)
-        with torch.no_grad():
-            embeds, negative, pooled, negative_pooled = self._pipe.encode_prompt(
-                prompt=text, prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=with_negative,
-                max_sequence_length=self._config.max_sequence_length,
-            )  # fmt: skip
-        rows = [None if tensor is None else tensor[0].float().cpu().numpy() for tensor in (embeds, pooled, negative, negative_pooled)]
-        assert rows[0] is not None, "the pipeline encodes every prompt"
-        assert rows[1] is not None, "the pipeline pools every prompt"
-        return PromptFeatures(prompt_embeds=rows[0], pooled=rows[1], negative_embeds=rows[2], negative_pooled=rows[3])
-
-    def _warn_if_cut(self, text: str) -> None:
+    def count_tokens(self, text: str) -> tuple[int, int]:
         """Where there is T5 it reads what CLIP cuts, so its limit counts."""
         has_t5 = self._pipe.text_encoder_3 is not None
         tokenizer = self._pipe.tokenizer_3 if has_t5 else self._pipe.tokenizer
         limit = self._config.max_sequence_length if has_t5 else int(tokenizer.model_max_length)
-        count = len(tokenizer(text).input_ids)
-        if count > limit and text not in self._cut_prompts:
-            self._cut_prompts.add(text)
-            _log.warning(
-                "prompt %r has %d tokens, the text encoders read %d: the rest is not seen (cut prompts so far: %d)",
-                text[:60], count, limit, len(self._cut_prompts),
-            )  # fmt: skip
+        return len(tokenizer(text).input_ids), limit
 
 
-def load_sd3(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> Sd3Policy:
+def load_sd3(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> PipelinePolicy:
     """Load a StableDiffusion3Pipeline directory as a policy with a fresh adapter.
 
     Args:
@@ -192,10 +78,7 @@ def load_sd3(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_
         ModelError: what is wrong with the directory, and the remedy.
         ConfigError: LoRA targets that name no module, a size, device or scheduler that cannot serve.
     """
-    pipe = read_pipeline(config, with_vae=with_vae, with_text=with_text)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)  # PEFT draws A from the global CPU generator; put back below
-    try:
-        return Sd3Policy(pipe, config)
-    finally:
-        torch.set_rng_state(generator_state)
+    pipe = read_pipeline(config, PARTS, with_vae=with_vae, with_text=with_text)
+    network = Sd3Network(pipe, config)
+    with seeded_adapter(seed):
+        return PipelinePolicy(pipe, config, network)

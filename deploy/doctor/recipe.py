@@ -35,7 +35,9 @@ def look_at_model(config: RunConfig) -> Sequence[Row]:
     """Every part that model_index.json names is there and whole (headers are read, weights are not)."""
     bench = Bench(what="model", rule="a whole diffusers pipeline directory, as model.path names it")
     root = shipped_path(config.model.path)
-    parts = [name for name, value in read_index(root).items() if isinstance(value, list) and value and value[0] is not None]
+    parts = [
+        name for name, value in read_index(root, config.model.family).items() if isinstance(value, list) and value and value[0] is not None
+    ]
     check_files(root, parts)
     count = sum(count_tensors(file) for file in root.rglob("*.safetensors"))
     revision = revision_of(root)

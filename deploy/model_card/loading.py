@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from common.policy.index import PIPELINES
 from deploy.config import RunConfig
 from deploy.lora.kohya import KOHYA_WEIGHTS
 from deploy.model_card.sources import BaseFacts
@@ -30,7 +31,8 @@ def load_code(fmt: str, config: RunConfig, base: BaseFacts, prompt: str) -> str:
     if fmt == "kohya":
         return _KOHYA.format(file=KOHYA_WEIGHTS)
     load = 'PeftModel.from_pretrained(pipe.transformer, ".")  # changes pipe.transformer in place; "." is the directory of this file'
-    imports = ["import torch", "from diffusers import StableDiffusion3Pipeline"]
+    pipeline = PIPELINES[config.model.family]
+    imports = ["import torch", f"from diffusers import {pipeline}"]
     if fmt == "peft":
         imports.append("from peft import PeftModel")
     else:
@@ -38,9 +40,9 @@ def load_code(fmt: str, config: RunConfig, base: BaseFacts, prompt: str) -> str:
     evaluation, model = config.evaluation, config.model
     return "\n".join(
         [
-            *imports, "", f"pipe = StableDiffusion3Pipeline.from_pretrained({_base_arguments(config, base)})", load,
+            *imports, "", f"pipe = {pipeline}.from_pretrained({_base_arguments(config, base)})", load,
             "image = pipe(",
-            f"    {prompt!r}, num_inference_steps={evaluation.num_steps}, guidance_scale={evaluation.guidance_scale},",
+            f"    {prompt!r}, num_inference_steps={evaluation.num_steps}, {_guidance(config)},",
             f"    height={model.height}, width={model.width}, max_sequence_length={model.max_sequence_length},",
             f"    generator=torch.Generator().manual_seed({_SEED}),",
             ").images[0]",
@@ -48,11 +50,19 @@ def load_code(fmt: str, config: RunConfig, base: BaseFacts, prompt: str) -> str:
     )  # fmt: skip
 
 
+def _guidance(config: RunConfig) -> str:
+    """The keyword of classifier-free guidance; FLUX has another one for it, since guidance_scale is what a distilled model is told."""
+    scale, told = config.evaluation.guidance_scale, config.model.embedded_guidance
+    if config.model.family != "flux":
+        return f"guidance_scale={scale}"
+    return f"guidance_scale={told or 0.0}" + (f', negative_prompt="", true_cfg_scale={scale}' if scale > 1 else "")
+
+
 def _base_arguments(config: RunConfig, base: BaseFacts) -> str:
     arguments = [repr(base.hub_id or base.path)]
     if base.revision:
         arguments.append(f"revision={base.revision!r}")
-    if config.model.max_sequence_length == 0:  # a base without T5
+    if config.model.family == "sd3" and config.model.max_sequence_length == 0:  # a base without T5
         arguments.append("text_encoder_3=None, tokenizer_3=None")
     if config.model.dtype != "float32":
         arguments.append(f"torch_dtype=torch.{config.model.dtype}")

@@ -8,6 +8,7 @@ from deploy.report.bootstrap import by_prompt, estimates
 from deploy.report.compare import MEAN
 
 _DIGEST = 12  # shown characters of a digest
+_MODEL_KEYS = {"embedded_guidance": "embedded guidance", "grid_shift": "grid shift"}  # of a protocol, where it has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,5 +68,6 @@ def describe_protocol(protocol: Mapping[str, Any], digest: str) -> str:
     parts = [
         "ODE", f"{protocol['num_steps']} steps", f"guidance (CFG) {protocol['guidance_scale']:g}", f"seed {protocol['seed']} by prompt id",
         drawn, f"snapshot {protocol['snapshot']}", *([f"{limit} T5 tokens"] if limit else []),
+        *(f"{words} {protocol[key]:g}" for key, words in _MODEL_KEYS.items() if key in protocol),
     ]  # fmt: skip
     return f"protocol {digest[:_DIGEST]}: {', '.join(parts)}"
