@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, GateError
-from common.policy.index import read_index
+from common.policy.index import check_model
 from common.prompts import check_prompts, read_prompts
 from common.protocols import Scorer
 from common.store.run_store import RunStore
@@ -75,7 +75,7 @@ def check_config(config: RunConfig) -> PromptSets:
     reason = disk_gate(config)
     if reason is not None:
         raise GateError("disk", reason)
-    read_index(shipped_path(config.model.path), config.model.family)
+    check_model(config.model.model_copy(update={"path": str(shipped_path(config.model.path))}))
     scorers = make_scorers(config)
     try:
         prompts = load_prompts(config, scorers)

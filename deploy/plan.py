@@ -62,7 +62,7 @@ def describe(config: RunConfig, *, local: bool) -> list[str]:
         f"run {config.run.name}, seed {config.run.seed}: {config.schedule.num_updates} updates, max_staleness {config.schedule.max_staleness}",
         f"roles: {'one process (--local)' if local else 'Ray actors: coordinator, learner,'} rollout x{rollout.num_workers}, rewards {servers}",
         f"model: {config.model.family} at {config.model.path}, {config.model.dtype} on {config.model.device}, LoRA rank {config.model.lora.rank} alpha {config.model.lora.alpha}"
-        + "".join(f", {words} {value:g}" for words, value in told.items() if value is not None),
+        + "".join(f", {words} {value:g}" for words, value in told.items() if value),
         f"sampling: {rollout.num_steps} steps of {rollout.kernel}, guidance {rollout.guidance_scale:g}, window {rollout.window.kind} (W={plan.window}), snapshot {rollout.snapshot}",
         f"batch: {learner.groups_per_update} groups x {rollout.group_size} samples = {plan.images} images an update, "
         f"{learner.optimizer_steps} optimizer steps of {plan.minibatch_samples} samples, micro-batches of {learner.micro_batch}",

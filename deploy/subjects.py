@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConfigError
-from common.policy.config import DRAWN_BY, ModelConfig
+from common.policy.config import ModelConfig
 from common.store.claim import newest_incarnation
 from common.store.recovery import adapters
 from common.store.run_store import RunStore
@@ -105,7 +105,8 @@ def read_subject(target: str, judge: RunConfig, options: JudgeOptions, version: 
 
 def _run_subject(store: RunStore, judge: RunConfig, options: JudgeOptions, version: int | None) -> Subject:
     own = run_config_of(store).model
-    shared = {key: getattr(judge.model, key) for key in DRAWN_BY}  # how images are drawn: the protocol's
+    keys = ("height", "width", *(("max_sequence_length",) if own.family == judge.model.family else ()))
+    shared = {key: getattr(judge.model, key) for key in keys}  # how images are drawn is the protocol's; what a network is told is the run's
     config = _config(judge, own.model_copy(update=shared), options)
     if options.snapshot == BASE or version == 0:
         return Subject(kind=SubjectKind.BASE, target=store.url, config=config, run=store)

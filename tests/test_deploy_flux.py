@@ -2,21 +2,28 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
+from common.policy.load import load_policy
 from common.store.audit import audit
 from common.store.run_store import RunStore
 from deploy.config import RunConfig, load_config
+from deploy.doctor.gpu import model_bytes
 from deploy.gates import check_config
 from deploy.lora.export import ExportRequest, export_run
+from deploy.model_card.loading import load_code
+from deploy.model_card.sources import base_facts
 from deploy.report.eval_table import describe_protocol
 from deploy.session import run_session
+from deploy.subjects import JudgeOptions, SubjectKind, read_subject
 from tests.run_fixtures import QUIET, SMALL, history_digests, local_options, published_digests, small_config
 
 SIZES = (
@@ -102,6 +109,50 @@ def test_the_cards_own_code_draws_what_a_pipeline_with_the_lora_draws(
     exec(program[program.index("image = pipe(") :], alone)
     assert drawn.size == (64, 64)
     assert not np.array_equal(np.asarray(drawn), np.asarray(alone["image"]))  # two steps of learning show
+
+
+def test_its_exported_lora_and_another_familys_run_are_evaluated(
+    run: RunStore, tiny_flux_dir: Path, tiny_sd3_dir: Path, tmp_path: Path
+) -> None:
+    export_run(run, ExportRequest(out=tmp_path / "lora", snapshot="live", card_samples=False))
+    judge = flux_config(tiny_flux_dir)
+    subject = read_subject(str(tmp_path / "lora"), judge, JudgeOptions())
+    assert (subject.kind, subject.config.model.embedded_guidance) == (SubjectKind.LORA, 3.5)
+    assert subject.lora is not None
+    policy = load_policy(subject.config.model)
+    assert policy.load_adapter(subject.lora.state) == policy.num_adapter_modules
+    small = small_config(
+        tiny_sd3_dir, "tiny-geneval-grpo", "schedule.num_updates=1", "schedule.max_staleness=0", "evaluation.at_start=false"
+    )
+    run_session(small, local_options(tmp_path / "sd3"), QUIET)
+    other = read_subject(str(tmp_path / "sd3"), judge, JudgeOptions())  # told nothing that its own network does not take
+    told = other.config.model
+    assert (told.family, told.embedded_guidance, told.max_sequence_length, told.height) == ("sd3", 0.0, 0, 64)
+
+
+def test_an_embedded_guidance_that_does_not_fit_ends_a_run_at_its_gates(tiny_flux_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"guidance-distilled and model\.embedded_guidance is 0"):
+        check_config(flux_config(tiny_flux_dir, "model.embedded_guidance=0"))
+
+
+def test_single_file_copies_beside_the_parts_are_no_part_of_the_models_size(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tiny_flux_dir, tmp_path / "model")
+    before = model_bytes(flux_config(root))
+    assert before == sum(file.stat().st_size for file in root.glob("*/*.safetensors"))
+    shutil.copy(root / "transformer" / "diffusion_pytorch_model.safetensors", root / "flux1-dev.safetensors")
+    assert model_bytes(flux_config(root)) == before
+    assert model_bytes(flux_config(tmp_path / "nowhere")) == 0
+
+
+def test_the_cards_code_sets_the_runs_own_grid(tiny_flux_dir: Path) -> None:
+    config = flux_config(tiny_flux_dir, "model.grid_shift=3.0", "evaluation.guidance_scale=2.0")
+    program = load_code("diffusers", config, base_facts(str(tiny_flux_dir)), "a red circle")
+    assert 'negative_prompt="", true_cfg_scale=2.0' in program
+    names: dict[str, object] = {}
+    exec(program[: program.index("pipe.load_lora_weights")], names)  # the test's subject: what the card tells its reader to run
+    scheduler = names["pipe"].scheduler  # type: ignore[attr-defined]
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.25, 4))
+    torch.testing.assert_close(scheduler.sigmas, load_policy(config.model, with_vae=False, with_text=False).sigmas(4), atol=1e-6, rtol=0)
 
 
 def test_a_run_on_a_directory_of_another_family_ends_at_its_gates(tiny_sd3_dir: Path, tiny_flux_dir: Path) -> None:

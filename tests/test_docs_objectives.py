@@ -40,6 +40,14 @@ def test_the_page_names_every_shipped_recipe_and_no_other() -> None:
     assert named == set(recipe_names())
 
 
+def test_what_is_printed_for_flux_is_taken_by_the_configuration() -> None:
+    commands = re.sub(r"\\\n\s*", "", section("FLUX.1"))
+    found = re.findall(r"^    flowfleet (?:doctor|train) (\S+) (--set .*)$", commands, re.MULTILINE)
+    assert len(found) == 2
+    for recipe, sets in found:
+        load_config(recipe, re.findall(r"--set (\S+)", sets))
+
+
 def test_the_metrics_of_the_failure_table_exist() -> None:
     rows = [line.split("|") for line in section("Known failures, and what shows them").splitlines() if line.startswith("| ")][2:]
     names = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row[2])}

@@ -68,6 +68,12 @@ def test_the_grid_is_the_real_schedulers(tiny_sd3_dir: Path, tmp_path: Path, shi
         torch.testing.assert_close(policy.sigmas(num_steps), scheduler.sigmas, atol=1e-6, rtol=0)
 
 
+def test_a_shift_of_the_run_replaces_the_schedulers(tiny_sd3_dir: Path) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(7)
+    torch.testing.assert_close(policy_of(tiny_sd3_dir, parts=False, grid_shift=5.0).sigmas(7), scheduler.sigmas, atol=1e-6, rtol=0)
+
+
 def test_a_scheduler_with_another_grid_is_refused(tiny_sd3_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use_dynamic_shifting"):
         policy_of(with_scheduler(tiny_sd3_dir, tmp_path, use_dynamic_shifting=True), parts=False)

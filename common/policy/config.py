@@ -34,14 +34,18 @@ class ModelConfig(StrictModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen base
     device: str = "cpu"
     max_sequence_length: int = Field(0, ge=0)  # T5 tokens; 0 without T5
-    embedded_guidance: float | None = Field(None, ge=0)  # what a guidance-distilled FLUX is told; FLUX.1-dev: 3.5. No second forward
-    grid_shift: float | None = Field(None, gt=0)  # of the sigmas, in place of the scheduler's; DanceGRPO and MixGRPO on FLUX: 3
+    embedded_guidance: float = Field(
+        0.0, ge=0
+    )  # what a guidance-distilled FLUX is told (FLUX.1-dev: 3.5), without a second forward; 0: none
+    grid_shift: float = Field(
+        0.0, ge=0
+    )  # of the sigmas, in place of the scheduler's (DanceGRPO and MixGRPO on FLUX: 3); 0: the scheduler's
     height: int = Field(64, ge=8)
     width: int = Field(64, ge=8)
     lora: LoraConfig = LoraConfig()
 
     @model_validator(mode="after")
     def _check_guidance(self) -> Self:
-        if self.family != "flux" and self.embedded_guidance is not None:
-            raise ValueError(f"embedded_guidance is FLUX's, and family is {self.family}; leave it out, or set family = flux")
+        if self.family != "flux" and self.embedded_guidance > 0:
+            raise ValueError(f"embedded_guidance is FLUX's, and family is {self.family}; set it to 0, or family = flux")
         return self

@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 from common.errors import ConfigError
 from common.flow.grid import dynamic_shift, even_grid
 from common.policy.config import ModelConfig
-from common.policy.index import read_downsampling
+from common.policy.index import check_model, read_downsampling
 from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, read_pipeline, refuse_grids
 from common.policy.pipeline_policy import PipelinePolicy, seeded_adapter
 
@@ -51,18 +51,17 @@ class FluxNetwork:
         """Check a loaded pipeline against the config.
 
         Raises:
-            ConfigError: an image size, a scheduler or an embedded guidance that this model cannot serve.
+            ConfigError: an image size or a scheduler that this model cannot serve.
         """
         self._pipe, self._config = pipeline, config
         refuse_grids(pipeline.scheduler, OTHER_GRIDS, self.name, _GRID)
         shape, factor = pipeline.transformer.config, read_downsampling(Path(config.path))
-        _check_guidance(config, is_distilled=bool(shape.guidance_embeds))
         check_sides(config, factor * PATCH, None)
         height, width = config.height // factor, config.width // factor
         self.latent_shape = (int(shape.in_channels) // PATCH**2, height, width)
         self._positions = position_ids(height, width).to(config.device)
         scheduler_shift = read_shift(pipeline.scheduler, (height // PATCH) * (width // PATCH))
-        self._shift = scheduler_shift if config.grid_shift is None else config.grid_shift
+        self._shift = scheduler_shift if config.grid_shift == 0 else config.grid_shift
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """FluxPipeline's own grid, [T+1] float32, 1 -> 0; a larger image is shifted further where the scheduler shifts dynamically."""
@@ -73,7 +72,7 @@ class FluxNetwork:
         guidance = self._config.embedded_guidance
         tokens = self._pipe.transformer(
             hidden_states=pack(latents), timestep=sigma, encoder_hidden_states=embeds, pooled_projections=pooled,
-            guidance=None if guidance is None else torch.full_like(sigma, guidance), img_ids=self._positions,
+            guidance=torch.full_like(sigma, guidance) if guidance > 0 else None, img_ids=self._positions,
             txt_ids=torch.zeros((embeds.shape[1], 3), device=latents.device), return_dict=False,
         )[0]  # fmt: skip
         return unpack(tokens, *latents.shape[2:])
@@ -120,19 +119,8 @@ def load_flux(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with
         ModelError: what is wrong with the directory, and the remedy.
         ConfigError: LoRA targets that name no module; a size, device, guidance or scheduler that cannot serve.
     """
+    check_model(config)
     pipe = read_pipeline(config, PARTS, with_vae=with_vae, with_text=with_text)
     network = FluxNetwork(pipe, config)
     with seeded_adapter(seed):
         return PipelinePolicy(pipe, config, network)
-
-
-def _check_guidance(config: ModelConfig, *, is_distilled: bool) -> None:
-    guidance = config.embedded_guidance
-    if is_distilled and guidance is None:
-        raise ConfigError(
-            f"flux: {config.path} is guidance-distilled and model.embedded_guidance is not set; it must be told one; FLUX.1-dev's is 3.5"
-        )
-    if not is_distilled and guidance is not None:
-        raise ConfigError(
-            f"flux: model.embedded_guidance={guidance:g} came, and {config.path} takes none (it is no guidance-distilled model); leave it out"
-        )

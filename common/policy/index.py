@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
+from common.policy.config import ModelConfig
 
 RULE = "model.path names a diffusers pipeline directory on this machine"
 PIPELINES: Final[Mapping[str, str]] = {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}  # family -> diffusers' class
@@ -20,6 +21,36 @@ def read_index(root: Path, family: str) -> dict[str, Any]:
         remedy = f"set model.family={fitting}" if fitting else f"families are {', '.join(PIPELINES)}"
         raise ModelError(f"model: {root} holds a {found}, and model.family={family} is a {needed}; {RULE}; {remedy}")
     return parts
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse a directory of another family, and an embedded guidance that the model does not take or lacks, by its JSON files alone.
+
+    Raises:
+        ConfigError: the guidance does not fit.
+        ModelError: a file cannot be read, or the directory is another family's.
+    """
+    root = Path(config.path)
+    read_index(root, config.family)
+    if config.family != "flux":
+        return
+    is_distilled = bool(_read_object(root / "transformer" / "config.json").get("guidance_embeds"))
+    if is_distilled and config.embedded_guidance == 0:
+        raise ConfigError(
+            f"flux: {config.path} is guidance-distilled and model.embedded_guidance is 0; it must be told one; FLUX.1-dev's is 3.5"
+        )
+    if not is_distilled and config.embedded_guidance > 0:
+        raise ConfigError(
+            f"flux: model.embedded_guidance={config.embedded_guidance:g} came, and {config.path} takes none (it is no guidance-distilled model); "
+            "set it to 0"
+        )
+
+
+def weight_files(root: Path) -> list[Path]:
+    """The safetensors files of the parts that model_index.json names: a hub's directory may hold single-file copies beside them."""
+    parts = _read_object(root / "model_index.json")
+    folders = [root / name for name, value in sorted(parts.items()) if isinstance(value, list) and value[:1] not in ([], [None])]
+    return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
 
 def read_downsampling(root: Path) -> int:

@@ -34,7 +34,7 @@ class Sd3Network:
         """
         self._pipe, self._config = pipeline, config
         refuse_grids(pipeline.scheduler, ("use_dynamic_shifting", *OTHER_GRIDS), self.name, _GRID)
-        self._shift = float(pipeline.scheduler.config.shift) if config.grid_shift is None else config.grid_shift
+        self._shift = float(pipeline.scheduler.config.shift) if config.grid_shift == 0 else config.grid_shift
         shape, factor = pipeline.transformer.config, read_downsampling(Path(config.path))
         cell = factor * int(shape.patch_size)
         check_sides(config, cell, cell * int(shape.pos_embed_max_size))

@@ -28,8 +28,8 @@ class EvalProtocol:
     prompts: tuple[Prompt, ...]  # selected, before repetition
     rewards: tuple[RewardSpec, ...]
     max_sequence_length: int = 0  # model.max_sequence_length: T5 tokens that are read of a prompt; 0 without T5
-    embedded_guidance: float | None = None  # model.embedded_guidance
-    grid_shift: float | None = None  # model.grid_shift
+    embedded_guidance: float = 0.0  # model.embedded_guidance; 0: none
+    grid_shift: float = 0.0  # model.grid_shift; 0: the scheduler's
 
     def described(self) -> dict[str, Any]:
         """Every field that the numbers depend on."""
@@ -37,11 +37,11 @@ class EvalProtocol:
         text = json.dumps([[prompt.id, prompt.text, dict(prompt.metadata)] for prompt in self.prompts], sort_keys=True, default=str)
         names = [reward.name for reward in self.rewards]
         model = {
-            "max_sequence_length": self.max_sequence_length or None, "embedded_guidance": self.embedded_guidance, "grid_shift": self.grid_shift,
+            "max_sequence_length": self.max_sequence_length, "embedded_guidance": self.embedded_guidance, "grid_shift": self.grid_shift,
         }  # fmt: skip
         return {
             **fields,
-            **{key: value for key, value in model.items() if value is not None},  # absent where unset, so digests of other models stay
+            **{key: value for key, value in model.items() if value},  # absent at 0, so digests of other models stay
             "rewards": names,
             "prompts_digest": hashlib.sha256(text.encode()).hexdigest(),
             "num_prompts": len(self.prompts),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from common.errors import ModelError
+from common.policy.index import weight_files
 from deploy.config import RunConfig, shipped_path
 from deploy.doctor.checks import Bench, Row
 
@@ -88,7 +90,7 @@ def look_at_gpus(config: RunConfig | None) -> Sequence[Row]:
 def gpu_rows(gpus: Sequence[Gpu], config: RunConfig | None) -> list[Row]:
     """One row a GPU: it holds the model's weights and computes in the recipe's format."""
     on_gpu = config is not None and config.model.device.startswith("cuda")
-    needed = _weights(config) if on_gpu and config is not None else 0
+    needed = model_bytes(config) if on_gpu and config is not None else 0
     rule = f"holds the model's weights: {needed / 2**30:.1f} GiB" if on_gpu else "memory and formats"
     if not gpus:
         return [Bench(what="gpu", rule=rule).skip(NO_GPU)]
@@ -120,5 +122,9 @@ def peer_row(num_gpus: int, blocked: Sequence[tuple[int, int]]) -> Row:
     return bench.ok(f"all {num_gpus * (num_gpus - 1)} pairs")
 
 
-def _weights(config: RunConfig) -> int:
-    return sum(file.stat().st_size for file in shipped_path(config.model.path).rglob("*.safetensors"))
+def model_bytes(config: RunConfig) -> int:
+    """Bytes of the weights that a process loads; 0 where the directory cannot be read, which the check of the model tells."""
+    try:
+        return sum(file.stat().st_size for file in weight_files(shipped_path(config.model.path)))
+    except ModelError:
+        return 0

@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Protocol
 
-from deploy.config import RunConfig, shipped_path
+from deploy.config import RunConfig
 from deploy.doctor.checks import Bench, Check, Row
-from deploy.doctor.gpu import look_at_devices, look_at_gpus, look_at_torch
+from deploy.doctor.gpu import look_at_devices, look_at_gpus, look_at_torch, model_bytes
 from deploy.doctor.limits import look_at_limits, memory_left
 from deploy.doctor.ports import look_at_dashboard, look_at_heads, look_at_ports
 from deploy.doctor.ray import CLUSTER_S, RAY_START_S, look_at_cluster, look_at_ray, look_at_store, look_at_token
@@ -87,11 +87,6 @@ def look_at_memory(config: RunConfig | None) -> Sequence[Row]:
     return [
         bench.ok(told) if available >= needed else bench.warn(told, "lower rollout.num_workers, or pass --local (one process, one model)")
     ]
-
-
-def model_bytes(config: RunConfig) -> int:
-    """Bytes of the model directory's weights."""
-    return sum(file.stat().st_size for file in shipped_path(config.model.path).rglob("*.safetensors"))
 
 
 def look_at_disk(place: Path, config: RunConfig | None, usage: Callable[[Path], Usage] = shutil.disk_usage) -> Sequence[Row]:

@@ -30,7 +30,7 @@ _SETTINGS: Final = (
     "learner.objective", "learner.advantage", "learner.learning_rate", "learner.warmup_steps", "learner.decay_steps", "learner.weight_decay",
     "learner.max_grad_norm", "learner.ema_decay", "learner.groups_per_update", "learner.optimizer_steps", "rollout.group_size",
     "rollout.num_steps", "rollout.kernel", "rollout.noise_level", "rollout.guidance_scale", "rollout.snapshot", "rollout.window",
-    "schedule.max_staleness", "model.dtype", "model.height", "model.width", "model.lora.rank", "model.lora.alpha", "model.lora.targets",
+    "schedule.max_staleness", "model.family", "model.embedded_guidance", "model.grid_shift", "model.dtype", "model.height", "model.width", "model.lora.rank", "model.lora.alpha", "model.lora.targets",
 )  # fmt: skip  # what decides how the run learns; the whole configuration stands at the card's end
 
 

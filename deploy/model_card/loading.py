@@ -8,6 +8,10 @@ from deploy.lora.kohya import KOHYA_WEIGHTS
 from deploy.model_card.sources import BaseFacts
 
 _SEED: Final = 0
+_SCHEDULER: Final = """\
+pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(  # the grid that the run sampled with
+    pipe.scheduler.config, use_dynamic_shifting=False, shift={shift}
+)"""
 _KOHYA: Final = """\
 from safetensors.torch import load_file
 
@@ -32,7 +36,8 @@ def load_code(fmt: str, config: RunConfig, base: BaseFacts, prompt: str) -> str:
         return _KOHYA.format(file=KOHYA_WEIGHTS)
     load = 'PeftModel.from_pretrained(pipe.transformer, ".")  # changes pipe.transformer in place; "." is the directory of this file'
     pipeline = PIPELINES[config.model.family]
-    imports = ["import torch", f"from diffusers import {pipeline}"]
+    shift = config.model.grid_shift
+    imports = ["import torch", f"from diffusers import {'FlowMatchEulerDiscreteScheduler, ' if shift else ''}{pipeline}"]
     if fmt == "peft":
         imports.append("from peft import PeftModel")
     else:
@@ -40,7 +45,7 @@ def load_code(fmt: str, config: RunConfig, base: BaseFacts, prompt: str) -> str:
     evaluation, model = config.evaluation, config.model
     return "\n".join(
         [
-            *imports, "", f"pipe = {pipeline}.from_pretrained({_base_arguments(config, base)})", load,
+            *imports, "", f"pipe = {pipeline}.from_pretrained({_base_arguments(config, base)})", *([_SCHEDULER.format(shift=shift)] if shift else []), load,
             "image = pipe(",
             f"    {prompt!r}, num_inference_steps={evaluation.num_steps}, {_guidance(config)},",
             f"    height={model.height}, width={model.width}, max_sequence_length={model.max_sequence_length},",
@@ -55,7 +60,7 @@ def _guidance(config: RunConfig) -> str:
     scale, told = config.evaluation.guidance_scale, config.model.embedded_guidance
     if config.model.family != "flux":
         return f"guidance_scale={scale}"
-    return f"guidance_scale={told or 0.0}" + (f', negative_prompt="", true_cfg_scale={scale}' if scale > 1 else "")
+    return f"guidance_scale={told}" + (f', negative_prompt="", true_cfg_scale={scale}' if scale > 1 else "")
 
 
 def _base_arguments(config: RunConfig, base: BaseFacts) -> str:
