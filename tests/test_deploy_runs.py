@@ -46,6 +46,11 @@ def test_the_same_seed_gives_bit_equal_adapters_and_another_seed_does_not(sync_r
     assert published_digests(tmp_path / "other")[3] != published_digests(sync_run)[3]
 
 
+def test_activations_that_are_made_again_change_no_bit_of_what_is_learnt(sync_run: Path, tiny_sd3_dir: Path, tmp_path: Path) -> None:
+    run_session(small_config(tiny_sd3_dir, "tiny-geneval", SYNC, "model.gradient_checkpointing=true"), local_options(tmp_path), QUIET)
+    assert published_digests(tmp_path) == published_digests(sync_run)
+
+
 @pytest.mark.parametrize("recipe", ["tiny-geneval", "tiny-geneval-grpo"])
 def test_a_run_cut_in_two_equals_the_whole_one(recipe: str, tiny_sd3_dir: Path, tmp_path: Path) -> None:
     whole = small_config(tiny_sd3_dir, recipe, SYNC, "evaluation.at_start=false")

@@ -40,6 +40,7 @@ class ModelConfig(StrictModel):
     grid_shift: float = Field(
         0.0, ge=0
     )  # of the sigmas, in place of the scheduler's (DanceGRPO and MixGRPO on FLUX: 3); 0: the scheduler's
+    gradient_checkpointing: bool = False  # a backward makes each block's activations again: less memory for one more forward
     height: int = Field(64, ge=8)
     width: int = Field(64, ge=8)
     lora: LoraConfig = LoraConfig()

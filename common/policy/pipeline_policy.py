@@ -61,6 +61,8 @@ class PipelinePolicy:
         self.latent_shape = network.latent_shape
         self.image_size = (config.height, config.width)
         self._lora = LoraHandle(self._transformer, config.lora)
+        if config.gradient_checkpointing:
+            self._transformer.enable_gradient_checkpointing()
         self.num_adapter_modules = self._lora.num_modules
         self._cut_prompts: set[str] = set()
 
