@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from common.errors import ConfigError
-from common.flow.grid import shift_sigma, sigma_grid, timesteps_of
+from common.flow.grid import even_grid, shift_sigma, sigma_grid, timesteps_of
 from common.flow.noise import SHARED, draw_noise, initial_noise, seeded_noise
 
 
@@ -49,8 +49,10 @@ def test_a_shift_is_undone_by_its_inverse() -> None:
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(0, 3.0), (10, 0.0)])
 def test_a_grid_without_steps_or_shift_is_refused(num_steps: int, shift: float) -> None:
-    with pytest.raises(ConfigError, match="sigma_grid"):
+    with pytest.raises(ConfigError, match="sigma grid"):
         sigma_grid(num_steps, shift)
+    with pytest.raises(ConfigError, match="sigma grid"):
+        even_grid(num_steps, shift)
 
 
 def test_noise_is_standard_normal_float32_on_the_cpu() -> None:

@@ -33,12 +33,10 @@ def sigma_grid(num_steps: int, shift: float) -> torch.Tensor:
     Raises:
         ConfigError: no step, or a shift that is not positive.
     """
-    if num_steps < 1 or shift <= 0:
-        raise ConfigError(f"sigma_grid: num_steps {num_steps} and shift {shift} came; both must be positive; mend num_steps")
+    _check(num_steps, shift)
     lowest = shift_sigma(torch.tensor(1 / TRAIN_TIMESTEPS, dtype=torch.float64), shift)
     position = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
-    sigmas = shift_sigma(1 - position * (1 - lowest), shift)
-    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+    return _closed(shift_sigma(1 - position * (1 - lowest), shift))
 
 
 def even_grid(num_steps: int, shift: float) -> torch.Tensor:
@@ -57,10 +55,8 @@ def even_grid(num_steps: int, shift: float) -> torch.Tensor:
     Raises:
         ConfigError: no step, or a shift that is not positive.
     """
-    if num_steps < 1 or shift <= 0:
-        raise ConfigError(f"even_grid: num_steps {num_steps} and shift {shift} came; both must be positive; mend num_steps")
-    sigmas = shift_sigma(1 - torch.arange(num_steps, dtype=torch.float64) / num_steps, shift)
-    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+    _check(num_steps, shift)
+    return _closed(shift_sigma(1 - torch.arange(num_steps, dtype=torch.float64) / num_steps, shift))
 
 
 def dynamic_shift(num_tokens: int, *, base_tokens: int = 256, max_tokens: int = 4096, base_mu: float = 0.5, max_mu: float = 1.15) -> float:
@@ -75,3 +71,13 @@ def dynamic_shift(num_tokens: int, *, base_tokens: int = 256, max_tokens: int = 
 def timesteps_of(sigma: torch.Tensor) -> torch.Tensor:
     """Return what the network is fed: 1000 sigma, in sigma's dtype and shape."""
     return sigma * TRAIN_TIMESTEPS
+
+
+def _check(num_steps: int, shift: float) -> None:
+    if num_steps < 1 or shift <= 0:
+        raise ConfigError(f"sigma grid: num_steps {num_steps} and shift {shift} came; both must be positive; mend num_steps")
+
+
+def _closed(sigmas: torch.Tensor) -> torch.Tensor:
+    """[T] float64 -> [T+1] float32: 0 at the end."""
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)

@@ -34,12 +34,8 @@ class ModelConfig(StrictModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen base
     device: str = "cpu"
     max_sequence_length: int = Field(0, ge=0)  # T5 tokens; 0 without T5
-    embedded_guidance: float = Field(
-        0.0, ge=0
-    )  # what a guidance-distilled FLUX is told (FLUX.1-dev: 3.5), without a second forward; 0: none
-    grid_shift: float = Field(
-        0.0, ge=0
-    )  # of the sigmas, in place of the scheduler's (DanceGRPO and MixGRPO on FLUX: 3); 0: the scheduler's
+    embedded_guidance: float = Field(0.0, ge=0)  # what a distilled FLUX is told (FLUX.1-dev: 3.5), in the same forward; 0: none
+    grid_shift: float = Field(0.0, ge=0)  # in place of the scheduler's (DanceGRPO and MixGRPO on FLUX: 3); 0: the scheduler's
     gradient_checkpointing: bool = False  # a backward makes each block's activations again: less memory for one more forward
     height: int = Field(64, ge=8)
     width: int = Field(64, ge=8)

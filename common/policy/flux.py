@@ -9,9 +9,8 @@ from diffusers import FluxPipeline
 from common.errors import ConfigError
 from common.flow.grid import dynamic_shift, even_grid
 from common.policy.config import ModelConfig
-from common.policy.index import check_model, read_downsampling
-from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, read_pipeline, refuse_grids
-from common.policy.pipeline_policy import PipelinePolicy, seeded_adapter
+from common.policy.index import read_downsampling
+from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, refuse_grids
 
 PARTS = PipelineParts(pipeline=FluxPipeline, encoders=("text_encoder", "text_encoder_2"), t5="text_encoder_2", is_t5_needed=True)
 PATCH = 2  # latent cells a side of a token
@@ -45,7 +44,7 @@ class FluxNetwork:
     Classifier-free guidance beside it (rollout.guidance_scale > 1) is diffusers' true_cfg_scale, with an empty negative prompt.
     """
 
-    name = "flux"
+    name, parts = "flux", PARTS
 
     def __init__(self, pipeline: Any, config: ModelConfig) -> None:
         """Check a loaded pipeline against the config.
@@ -106,21 +105,3 @@ def read_shift(scheduler: Any, num_tokens: int) -> float:
         num_tokens, base_tokens=settings.base_image_seq_len, max_tokens=settings.max_image_seq_len,
         base_mu=settings.base_shift, max_mu=settings.max_shift,
     )  # fmt: skip
-
-
-def load_flux(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> PipelinePolicy:
-    """Load a FluxPipeline directory as a policy with a fresh adapter.
-
-    Args:
-        seed: of the adapter's initial A matrices.
-        with_vae, with_text: False leaves those parts out of memory; decode or encode then fail an assertion.
-
-    Raises:
-        ModelError: what is wrong with the directory, and the remedy.
-        ConfigError: LoRA targets that name no module; a size, device, guidance or scheduler that cannot serve.
-    """
-    check_model(config)
-    pipe = read_pipeline(config, PARTS, with_vae=with_vae, with_text=with_text)
-    network = FluxNetwork(pipe, config)
-    with seeded_adapter(seed):
-        return PipelinePolicy(pipe, config, network)

@@ -23,17 +23,25 @@ def read_index(root: Path, family: str) -> dict[str, Any]:
     return parts
 
 
-def check_model(config: ModelConfig) -> None:
+def present_parts(index: Mapping[str, Any]) -> list[str]:
+    """The parts that an index holds, by name; [null, null] is one that the model goes without."""
+    return sorted(name for name, value in index.items() if isinstance(value, list) and value[:1] not in ([], [None]))
+
+
+def check_model(config: ModelConfig) -> list[str]:
     """Refuse a directory of another family, and an embedded guidance that the model does not take or lacks, by its JSON files alone.
+
+    Returns:
+        The parts that are there.
 
     Raises:
         ConfigError: the guidance does not fit.
         ModelError: a file cannot be read, or the directory is another family's.
     """
     root = Path(config.path)
-    read_index(root, config.family)
+    parts = present_parts(read_index(root, config.family))
     if config.family != "flux":
-        return
+        return parts
     is_distilled = bool(_read_object(root / "transformer" / "config.json").get("guidance_embeds"))
     if is_distilled and config.embedded_guidance == 0:
         raise ConfigError(
@@ -44,13 +52,13 @@ def check_model(config: ModelConfig) -> None:
             f"flux: model.embedded_guidance={config.embedded_guidance:g} came, and {config.path} takes none (it is no guidance-distilled model); "
             "set it to 0"
         )
+    return parts
 
 
 def weight_files(root: Path) -> list[Path]:
     """The safetensors files of the parts that model_index.json names: a hub's directory may hold single-file copies beside them."""
-    parts = _read_object(root / "model_index.json")
-    folders = [root / name for name, value in sorted(parts.items()) if isinstance(value, list) and value[:1] not in ([], [None])]
-    return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    parts = present_parts(_read_object(root / "model_index.json"))
+    return [file for name in parts for file in sorted((root / name).glob("*.safetensors"))]
 
 
 def read_downsampling(root: Path) -> int:

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError, ModelError
 from common.policy.config import ModelConfig
-from common.policy.index import read_index
+from common.policy.index import check_model
 from common.policy.model_files import REMEDY, check_files, check_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,19 +53,19 @@ def read_pipeline(config: ModelConfig, kind: PipelineParts, *, with_vae: bool, w
 
     Raises:
         ModelError: the directory is missing, damaged or of another class.
-        ConfigError: a device that this machine lacks, or no T5 tokens for a model that has T5.
+        ConfigError: a device that this machine lacks, no T5 tokens for a model that has T5, a guidance that does not fit.
     """
     root, device = Path(config.path), find_device(config.device)
-    parts = read_index(root, config.family)
-    has_t5 = kind.is_t5_needed or not any(_is_absent(parts, name) for name in (kind.t5, tokenizer_of(kind.t5)))
+    parts = check_model(config)
+    has_t5 = kind.is_t5_needed or all(name in parts for name in (kind.t5, tokenizer_of(kind.t5)))
     if with_text and has_t5 and config.max_sequence_length == 0:
         raise ConfigError(f"model: {root} has T5 and model.max_sequence_length is 0; its prompts need T5 tokens; set it to 77 to 512")
     left_out = [*(() if has_t5 else (kind.t5, tokenizer_of(kind.t5))), *(() if with_text else kind.text), *(() if with_vae else ("vae",))]
     absent = dict.fromkeys(left_out)
-    missing = [name for name in ("transformer", "vae", *kind.text) if name not in absent and _is_absent(parts, name)]
+    missing = [name for name in ("transformer", "vae", *kind.text) if name not in absent and name not in parts]
     if missing:
         raise ModelError(f"model: {root} has no {', '.join(missing)}, which a {kind.pipeline.__name__} needs; {REMEDY}")
-    check_files(root, [name for name in parts if name not in absent and not _is_absent(parts, name)])
+    check_files(root, [name for name in parts if name not in absent])
     _quiet()
     try:
         pipe = kind.pipeline.from_pretrained(
@@ -111,10 +111,6 @@ def refuse_grids(scheduler: Any, keys: Sequence[str], family: str, grid: str) ->
         raise ConfigError(
             f"{family}: the scheduler sets {', '.join(asked)}; this family's grid is {grid}; unset them in scheduler/scheduler_config.json"
         )
-
-
-def _is_absent(parts: dict[str, Any], name: str) -> bool:
-    return not isinstance(parts.get(name), list) or parts[name][:1] in ([], [None])
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from common.logs import get_logger
 from common.policy.base import AdapterState, FeatureBatch
 from common.policy.config import ModelConfig
 from common.policy.lora import LoraHandle
-from common.policy.pipeline_files import DTYPES
+from common.policy.pipeline_files import DTYPES, PipelineParts, read_pipeline
 from common.types import FloatArray, PromptFeatures, SnapshotInfo
 
 _CANARY_SEED = 20250505
@@ -26,7 +26,12 @@ class Network(Protocol):
     """What differs between families: the shape of the latents, the grid, how text is encoded and how the transformer is called."""
 
     name: str  # of the family, for messages
+    parts: PipelineParts  # of its directories
     latent_shape: tuple[int, int, int]  # C, h, w
+
+    def __init__(self, pipeline: Any, config: ModelConfig) -> None:
+        """Check a loaded pipeline against the config. Raises ConfigError."""
+        ...
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The family's grid: [T+1] float32 on CPU, 1 -> 0."""
@@ -188,6 +193,15 @@ class PipelinePolicy:
                 "prompt %r has %d tokens, the text encoders read %d: the rest is not seen (cut prompts so far: %d)",
                 text[:60], count, limit, len(self._cut_prompts),
             )  # fmt: skip
+
+
+def load_pipeline(config: ModelConfig, family: type[Network], *, seed: int, with_vae: bool, with_text: bool) -> PipelinePolicy:
+    """Load a pipeline directory as a policy with a fresh adapter; arguments and errors are load_policy's. Without its VAE or its text
+    encoders, decode or encode fail an assertion."""  # fmt: skip
+    pipe = read_pipeline(config, family.parts, with_vae=with_vae, with_text=with_text)
+    network = family(pipe, config)
+    with seeded_adapter(seed):
+        return PipelinePolicy(pipe, config, network)
 
 
 @contextmanager

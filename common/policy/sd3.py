@@ -9,8 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from common.flow.grid import sigma_grid, timesteps_of
 from common.policy.config import ModelConfig
 from common.policy.index import read_downsampling
-from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, read_pipeline, refuse_grids
-from common.policy.pipeline_policy import PipelinePolicy, seeded_adapter
+from common.policy.pipeline_files import OTHER_GRIDS, PipelineParts, check_sides, refuse_grids
 
 PARTS = PipelineParts(
     pipeline=StableDiffusion3Pipeline,
@@ -24,7 +23,7 @@ _GRID = "diffusers' flow-match grid with a constant shift"
 class Sd3Network:
     """SD3's grid, text encoders (T5 may be absent) and transformer, which is fed 1000 sigma."""
 
-    name = "sd3"
+    name, parts = "sd3", PARTS
 
     def __init__(self, pipeline: Any, config: ModelConfig) -> None:
         """Check a loaded pipeline against the config.
@@ -65,20 +64,3 @@ class Sd3Network:
         tokenizer = self._pipe.tokenizer_3 if has_t5 else self._pipe.tokenizer
         limit = self._config.max_sequence_length if has_t5 else int(tokenizer.model_max_length)
         return len(tokenizer(text).input_ids), limit
-
-
-def load_sd3(config: ModelConfig, *, seed: int = 0, with_vae: bool = True, with_text: bool = True) -> PipelinePolicy:
-    """Load a StableDiffusion3Pipeline directory as a policy with a fresh adapter.
-
-    Args:
-        seed: of the adapter's initial A matrices.
-        with_vae, with_text: False leaves those parts out of memory; decode or encode then fail an assertion.
-
-    Raises:
-        ModelError: what is wrong with the directory, and the remedy.
-        ConfigError: LoRA targets that name no module, a size, device or scheduler that cannot serve.
-    """
-    pipe = read_pipeline(config, PARTS, with_vae=with_vae, with_text=with_text)
-    network = Sd3Network(pipe, config)
-    with seeded_adapter(seed):
-        return PipelinePolicy(pipe, config, network)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import DataError
-from common.policy.index import check_model, read_index, weight_files
+from common.policy.index import check_model, weight_files
 from common.policy.model_files import check_files, count_tensors
 from common.prompts import read_prompts
 from common.protocols import Scorer
@@ -35,11 +35,8 @@ def look_at_model(config: RunConfig) -> Sequence[Row]:
     """Every part that model_index.json names is there and whole (headers are read, weights are not)."""
     bench = Bench(what="model", rule="a whole diffusers pipeline directory, as model.path names it")
     root = shipped_path(config.model.path)
-    parts = [
-        name for name, value in read_index(root, config.model.family).items() if isinstance(value, list) and value and value[0] is not None
-    ]
+    parts = check_model(config.model.model_copy(update={"path": str(root)}))
     check_files(root, parts)
-    check_model(config.model.model_copy(update={"path": str(root)}))
     count = sum(count_tensors(file) for file in weight_files(root))
     revision = revision_of(root)
     return [bench.ok(f"{root}: {len(parts)} parts, {count} tensors" + (f", revision {revision}" if revision else ", a local directory"))]

@@ -133,7 +133,7 @@ def _write_peft(state: AdapterState, model: ModelConfig, made: Path) -> None:
 
 def _write_diffusers(state: AdapterState, model: ModelConfig, made: Path) -> None:
     described = {key: value for key, value in _peft_config(model).to_dict().items() if key in _STAGED}
-    StableDiffusion3Pipeline.save_lora_weights(
+    StableDiffusion3Pipeline.save_lora_weights(  # what it writes is the same for every transformer
         str(made), transformer_lora_layers=dict(state),
         transformer_lora_adapter_metadata={**described, "target_modules": list(model.lora.targets)},
     )  # fmt: skip
