@@ -35,6 +35,7 @@ REFERENCE = "tiny-geneval-grpo-full"  # full-window Flow-GRPO: what the others a
 REWARD = "geneval_strict"
 LEVELS = (0.80, 0.90)
 LAST_UPDATES = 5  # over which sensors are averaged
+COLORS = tuple(f"C{number}" for number in range(10))
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -213,21 +214,40 @@ def draw(plan_file: Annotated[Path, typer.Option("--plan")] = PLAN) -> None:
     plan = parse(ComparisonPlan, read_toml(plan_file), str(plan_file))
     runs = {entry.recipe: [_read(path) for path in sorted(RAW.glob(f"{entry.recipe}-s[0-9].json"))] for entry in plan.objective}
     (RAW / "table.md").write_text("\n".join(table_lines(plan, runs)) + "\n", encoding="utf-8")
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for color, (recipe, found) in enumerate(runs.items()):
-        for number, facts in enumerate(found):
-            minutes = [point["seconds"] / 60 for point in facts["evaluations"]]
-            means = [point["rewards"][REWARD]["mean"] for point in facts["evaluations"]]
-            style = "-" if color < 10 else "--"
-            axes.plot(minutes, means, style, color=f"C{color % 10}", marker="o", markersize=3, label=None if number else recipe)
-    axes.set_xlabel("minutes of training, 2 CPU cores")
-    axes.set_ylabel(f"frozen evaluation, {REWARD}")
-    axes.set_ylim(0.4, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(RAW / "comparison.svg")
+    curves(runs).savefig(RAW / "comparison.svg")
     Console().print(f"drew {RAW / 'comparison.svg'} and {RAW / 'table.md'} from {sum(map(len, runs.values()))} runs")
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Frozen evaluations over minutes: a panel a family of objectives, a line a run; the reference stands in both."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    over_steps = [recipe for recipe in runs if load_config(recipe, []).learner.objective.make("behavior").needs.trajectory]
+    over_latents = [recipe for recipe in runs if recipe not in over_steps]
+    for axes, title, recipes in zip(
+        figure.subplots(2, 1, sharex=True, sharey=True),
+        ("over stored steps", "over clean latents"),
+        (over_steps, over_latents),
+        strict=True,
+    ):
+        drawn = [REFERENCE, *(recipe for recipe in recipes if recipe != REFERENCE)]
+        for color, recipe in enumerate(drawn):
+            for number, facts in enumerate(runs.get(recipe, ())):
+                minutes = [point["seconds"] / 60 for point in facts["evaluations"]]
+                means = [point["rewards"][REWARD]["mean"] for point in facts["evaluations"]]
+                line = (
+                    {"color": "black", "linewidth": 2.2}
+                    if recipe == REFERENCE
+                    else {"color": COLORS[color % len(COLORS)], "linewidth": 1.2}
+                )
+                axes.plot(minutes, means, marker="o", markersize=3, label=None if number else recipe.removeprefix("tiny-geneval-"), **line)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylabel(f"frozen evaluation, {REWARD}")
+        axes.set_ylim(0.4, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set_xlabel("minutes of training, 2 CPU cores")
+        axes.label_outer()
+    return figure
 
 
 def table_lines(plan: ComparisonPlan, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -16,6 +16,7 @@ from deploy.objective_runs import (
     Sooner,
     best_of,
     best_trial,
+    curves,
     median_reached,
     outside,
     reached,
@@ -95,3 +96,13 @@ def test_the_table_says_what_was_not_reached_and_what_was_not_measured() -> None
     assert "learner.learning_rate=0.001" in nft
     assert "run.seed" not in nft
     assert "not measured" in absent
+
+
+def test_the_plot_has_a_panel_a_family_with_the_reference_in_both() -> None:
+    run = facts((0, 0.6), (5, 0.70))
+    runs = {REFERENCE: [run, run], "tiny-geneval-guard": [run], "tiny-geneval-nft": [run], "tiny-geneval-awm": []}
+    steps, latents = curves(runs).axes
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (steps, latents)]
+    assert legends == [["grpo-full", "guard"], ["grpo-full", "nft"]]
+    assert [len(axes.lines) for axes in (steps, latents)] == [3, 3]
+    assert steps.lines[0].get_xydata().tolist() == [[0, 0.6], [5, 0.70]]
