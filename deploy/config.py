@@ -14,7 +14,7 @@ from deploy.autoscale import AutoscaleSection
 from deploy.extends import read_extended
 from deploy.sinks.settings import SinksSection
 from learner.config import LearnerConfig
-from learner.objectives.settings import RunFacts
+from learner.objectives.settings import BACKWARD_FORWARDS, RunFacts
 from reward_servers.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.windows import make_window_plan
@@ -152,6 +152,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         window_size=window.size, guidance_scale=rollout.guidance_scale, snapshot=rollout.snapshot, shared_init=rollout.shared_init,
         group_size=rollout.group_size, micro_batch=learner.micro_batch, optimizer_steps=learner.optimizer_steps,
         advantage=learner.advantage.kind, recomputes=learner.anchor == "recompute" or (learner.anchor == "auto" and not exact),
+        trained_forward=BACKWARD_FORWARDS + model.gradient_checkpointing,  # which makes the activations once more
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ BYTES_PER_FLOAT = 4
 WEBP_BYTES_PER_PIXEL = 1.1  # lossless, of small synthetic pictures and photographs alike: an upper estimate
 LATENT_CHANNELS = 16
 VAE_FACTOR = 8
+TEXT_WIDTH = 4096  # of T5's features, which SD3 and FLUX condition on; pooled ones are small beside them
+CLIP_TOKENS = 77  # before T5's in SD3; FLUX has none of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ def make_plan(config: RunConfig) -> Plan:
     latent = LATENT_CHANNELS * (config.model.height // VAE_FACTOR) * (config.model.width // VAE_FACTOR)
     kept_latents = window + 1 if window else 0
     sample_bytes = latent * (kept_latents + 1) * BYTES_PER_FLOAT + int(config.model.height * config.model.width * WEBP_BYTES_PER_PIXEL)
-    group_bytes = sample_bytes * config.rollout.group_size
+    group_bytes = sample_bytes * config.rollout.group_size + _text_bytes(config)
     images = config.images_per_update
     return Plan(
         images=images,
@@ -50,6 +52,14 @@ def make_plan(config: RunConfig) -> Plan:
         update_bytes=group_bytes * config.learner.groups_per_update,
         total_bytes=group_bytes * config.learner.groups_per_update * config.schedule.num_updates,
     )
+
+
+def _text_bytes(config: RunConfig) -> int:
+    """What a group keeps of its prompt, once for all samples: an upper estimate with T5; without T5 (the tiny models) too little to count."""
+    if config.model.max_sequence_length == 0:
+        return 0
+    with_negative = config.rollout.guidance_scale > 1 or config.learner.objective.guides
+    return (CLIP_TOKENS + config.model.max_sequence_length) * TEXT_WIDTH * BYTES_PER_FLOAT * (2 if with_negative else 1)
 
 
 def describe(config: RunConfig, *, local: bool) -> list[str]:

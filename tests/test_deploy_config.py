@@ -1,13 +1,17 @@
 """Configuration: recipes resolve, mistakes are named with their remedy, plans add up."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.config import config_digest
 from common.errors import ConfigError
+from common.store.groups import encode_group
 from deploy.config import load_config, recipe_names
-from deploy.plan import describe, disk_gate, make_plan
+from deploy.plan import CLIP_TOKENS, WEBP_BYTES_PER_PIXEL, describe, disk_gate, make_plan
+from tests.store_fixtures import make_group
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -79,6 +83,35 @@ def test_the_papers_recipe_has_the_papers_balance() -> None:
     config = load_config("sd35m-ocr", [])
     assert make_plan(config).learner_per_rollout == pytest.approx(3.6)
     assert any("more of them help little" in line for line in describe(config, local=False))
+
+
+def test_gradient_checkpointing_costs_a_forward_more_for_each_trained_one() -> None:
+    kept, remade = (
+        make_plan(load_config("tiny-geneval", [f"model.gradient_checkpointing={on}"])).learning_forwards for on in ("false", "true")
+    )
+    probes = load_config("tiny-geneval", []).learner.objective.timesteps_per_sample
+    assert remade - kept == pytest.approx(probes)
+
+
+@pytest.mark.parametrize(("recipe", "extra_tokens"), [("sd35m-ocr", 0), ("sd35m-geneval-nft", 0), ("flux1-pickscore", CLIP_TOKENS)])
+def test_the_planned_bytes_are_those_of_a_group_file_of_that_size(recipe: str, extra_tokens: int) -> None:
+    """The oracle is the file itself, with real shapes; images lie in another file. FLUX has no CLIP tokens, which the plan counts all the same."""
+    config = load_config(recipe, [])
+    guided, window = config.rollout.guidance_scale > 1, make_plan(config).window
+    group = make_group(num_samples=config.rollout.group_size, num_steps=window, with_negative=guided)
+    text = np.zeros((CLIP_TOKENS - extra_tokens + config.model.max_sequence_length, 4096), np.float32)
+    features = replace(group.features, prompt_embeds=text, negative_embeds=text if guided else None)
+    latent = np.zeros((16, config.model.height // 8, config.model.width // 8), np.float32)
+    rows = [
+        replace(
+            row, latents=np.stack([latent] * len(row.latents)) if window else np.zeros((0, *latent.shape), np.float32), final_latents=latent
+        )
+        for row in group.trajectories
+    ]
+    file_bytes = len(encode_group(replace(group, features=features, trajectories=tuple(rows)), (config.model.height, config.model.width)))
+    images = config.rollout.group_size * int(config.model.height * config.model.width * WEBP_BYTES_PER_PIXEL)
+    counted_too_much = extra_tokens * 4096 * 4
+    assert make_plan(config).group_bytes - images - counted_too_much == pytest.approx(file_bytes, rel=0.01)
 
 
 def test_a_disk_cap_below_what_recovery_needs_is_refused() -> None:

@@ -11,7 +11,7 @@ from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.clipping import clip_metrics, clipped_loss
 from learner.objectives.matching import match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, ProbeSettings
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts, guidance_warnings
+from learner.objectives.settings import Anchor, RunFacts, guidance_warnings
 from learner.snapshots import EMA_REF, ema_ref_rule
 
 Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
@@ -50,7 +50,7 @@ class AwmConfig(ProbeSettings):
     def forwards(self, run: RunFacts) -> float:
         """A sigma: a trained forward, the anchor's, and one for each KL."""
         references = float(self.ema_kl_beta > 0) + float(self.kl_beta > 0)
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + references)
+        return self.timesteps_per_sample * (run.trained_forward + 1.0 + references)
 
 
 def log_likelihood(error: torch.Tensor, sigma: torch.Tensor, weighting: Weighting, power: float = 0.25) -> torch.Tensor:

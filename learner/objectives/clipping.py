@@ -8,7 +8,7 @@ from common.flow.kernels import KlConvention
 from common.policy.primitives import StepReplay
 from learner.objectives.base import LossContext, MicroBatch, Needs, TrajectoryBlock
 from learner.objectives.replay import block_of, replay_of, replay_reference
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
+from learner.objectives.settings import Anchor, RunFacts
 
 PARITY_SHARE = 0.2  # of the clip range: what |stored - recomputed log-prob| may take
 
@@ -84,5 +84,5 @@ def replay_forwards(run: RunFacts, *, num_steps: int, detach_uncond: bool, kl: b
     """Return the cost of trained steps: guided ones cost the unconditional branch too, a KL a base forward, a recomputed anchor one more."""
     reference = float(run.guided) if kl else 0.0
     recompute = float(run.guided) if run.recomputes else 0.0
-    unconditional = (1.0 if detach_uncond else BACKWARD_FORWARDS) if run.guided == 2 else 0.0
-    return num_steps * (BACKWARD_FORWARDS + unconditional + reference + recompute)
+    unconditional = (1.0 if detach_uncond else run.trained_forward) if run.guided == 2 else 0.0
+    return num_steps * (run.trained_forward + unconditional + reference + recompute)

@@ -11,7 +11,7 @@ from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.groups import group_sums
 from learner.objectives.matching import match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, draw_probes, probe_problems
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, whole_group_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, whole_group_problems
 from learner.snapshots import EMA_REF, ema_ref_rule
 
 
@@ -43,7 +43,7 @@ class CrdConfig(ObjectiveSettings):
     def forwards(self, run: RunFacts) -> float:
         """A trained forward and one of the reference a sigma; a KL adds the base's, twice where it is guided."""
         base = (2.0 if self.kl_guidance > 1 else 1.0) if self.kl_beta > 0 else 0.0
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + base)
+        return self.timesteps_per_sample * (run.trained_forward + 1.0 + base)
 
     @property
     def guides(self) -> bool:

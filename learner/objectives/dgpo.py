@@ -11,7 +11,7 @@ from common.policy.primitives import fm_errors
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.groups import group_sums
 from learner.objectives.probes import Probes, draw_probes, probe_problems
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, whole_group_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, whole_group_problems
 from learner.snapshots import EMA_REF, ema_ref_rule
 
 
@@ -40,7 +40,7 @@ class DgpoConfig(ObjectiveSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A trained forward and one of the reference a sigma; a KL adds the base's."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + (1.0 if self.kl_beta > 0 else 0.0))
+        return self.timesteps_per_sample * (run.trained_forward + 1.0 + (1.0 if self.kl_beta > 0 else 0.0))
 
 
 def group_weights(gains: torch.Tensor, advantages: torch.Tensor, group: torch.Tensor, beta: float) -> torch.Tensor:

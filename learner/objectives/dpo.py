@@ -13,7 +13,7 @@ from common.policy.primitives import fm_errors
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.groups import group_sums
 from learner.objectives.probes import Probes, draw_probes, probe_problems
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts
 from learner.snapshots import Moment, SnapshotRule
 
 REFERENCE = "reference"
@@ -47,7 +47,7 @@ class DpoConfig(ObjectiveSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A trained forward and one of the reference a sigma."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0)
+        return self.timesteps_per_sample * (run.trained_forward + 1.0)
 
 
 def reference_rule(interval: int) -> SnapshotRule:

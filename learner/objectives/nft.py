@@ -10,7 +10,7 @@ from pydantic import Field
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.matching import adaptive_weight, clean_residual, match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, draw_probes, probe_problems
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, ObjectiveSettings, RunFacts, guidance_warnings
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, guidance_warnings
 from learner.snapshots import Moment, SnapshotRule
 
 BEHAVIOR = "behavior"
@@ -56,7 +56,7 @@ class NftConfig(ObjectiveSettings):
     def forwards(self, run: RunFacts) -> float:
         """A trained forward and one of the behavior snapshot a sigma; a KL adds the base's, twice where it is guided."""
         reference = (2.0 if self.kl_guidance > 1 else 1.0) if self.kl_beta > 0 else 0.0
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 1.0 + reference)
+        return self.timesteps_per_sample * (run.trained_forward + 1.0 + reference)
 
     @property
     def guides(self) -> bool:

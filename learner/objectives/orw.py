@@ -10,7 +10,7 @@ from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.matching import weighted_matching
 from learner.objectives.probes import Probes, ProbeSettings, Times
 from learner.objectives.rwr import reward_weights
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
+from learner.objectives.settings import Anchor, RunFacts
 
 
 class OrwConfig(ProbeSettings):
@@ -27,7 +27,7 @@ class OrwConfig(ProbeSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A trained forward a sigma, and the base's where the W2 term weighs."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + float(self.alpha > 0))
+        return self.timesteps_per_sample * (run.trained_forward + float(self.alpha > 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

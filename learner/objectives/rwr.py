@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.matching import weighted_matching
 from learner.objectives.probes import Probes, ProbeSettings, Times
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
+from learner.objectives.settings import Anchor, RunFacts
 
 
 class RwrConfig(ProbeSettings):
@@ -28,7 +28,7 @@ class RwrConfig(ProbeSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A trained forward a sigma, and the base's where a KL weighs."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + float(self.kl_beta > 0))
+        return self.timesteps_per_sample * (run.trained_forward + float(self.kl_beta > 0))
 
 
 def reward_weights(rewards: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -31,6 +31,7 @@ class RunFacts:
     optimizer_steps: int  # M
     advantage: str  # AdvantageConfig.kind
     recomputes: bool  # the anchor is recomputed
+    trained_forward: float = BACKWARD_FORWARDS  # with its backward, in forwards without gradient
 
     @property
     def guided(self) -> int:

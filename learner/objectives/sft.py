@@ -9,7 +9,7 @@ import torch
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.matching import weighted_matching
 from learner.objectives.probes import Probes, ProbeSettings, Times
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
+from learner.objectives.settings import Anchor, RunFacts
 
 BEST = "best"  # the advantage kind that keeps a group's argmax alone
 
@@ -36,7 +36,7 @@ class SftConfig(ProbeSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A trained forward a sigma."""
-        return self.timesteps_per_sample * BACKWARD_FORWARDS
+        return self.timesteps_per_sample * run.trained_forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

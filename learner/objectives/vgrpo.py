@@ -11,7 +11,7 @@ from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.clipping import clip_metrics, clipped_loss
 from learner.objectives.matching import adaptive_weight, clean_residual, match_base, match_live, velocity_gap
 from learner.objectives.probes import Probes, ProbeSettings, Times
-from learner.objectives.settings import BACKWARD_FORWARDS, Anchor, RunFacts
+from learner.objectives.settings import Anchor, RunFacts
 
 
 class VgrpoConfig(ProbeSettings):
@@ -30,7 +30,7 @@ class VgrpoConfig(ProbeSettings):
 
     def forwards(self, run: RunFacts) -> float:
         """A sigma: a trained forward, the anchor's, one for the image's ratio, and the base's where a KL weighs."""
-        return self.timesteps_per_sample * (BACKWARD_FORWARDS + 2.0 + float(self.kl_beta > 0))
+        return self.timesteps_per_sample * (run.trained_forward + 2.0 + float(self.kl_beta > 0))
 
 
 def soft_clipped(advantages: torch.Tensor, scale: float) -> torch.Tensor:
