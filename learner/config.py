@@ -24,10 +24,15 @@ class AdvantageConfig(StrictModel):
     subset: int = Field(0, ge=0)  # train on the n/2 highest and n/2 lowest advantages of a group only (DanceGRPO's best-of-n); 0: on all
 
     @model_validator(mode="after")
-    def _subset_has_two_halves(self) -> "AdvantageConfig":
+    def _parts_agree(self) -> "AdvantageConfig":
         if self.subset % 2:
             raise ValueError(
                 f"subset={self.subset} is odd; it is the n/2 highest and the n/2 lowest of a group; make it even, or 0 for all"
+            )
+        if self.kind == "none" and self.normalize == "per_reward":
+            raise ValueError(
+                "kind='none' leaves rewards in their own units, and normalize='per_reward' would give them one; set kind='group_std' to "
+                "standardize each reward in its group, or normalize='sum'"
             )
         if self.subset and self.kind in ("pair", "best"):
             raise ValueError(f"subset={self.subset} with kind={self.kind!r}, which chooses a group's samples itself; leave subset out")
@@ -57,7 +62,8 @@ class LearnerConfig(StrictModel):
     warmup_steps: int = Field(0, ge=0)  # linear
     decay_steps: int = Field(0, ge=0)  # from this step on the rate falls as decay_steps / step; 0: constant
     max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9, ge=0, lt=1)  # decay = min((1+n)/(10+n), ema_decay)
+    ema_decay: float = Field(0.9, ge=0, lt=1)  # decay = min((1+n)/(10+n), ema_decay), n optimizer steps before
+    ema_interval: int = Field(1, ge=1)  # optimizer steps between moves of the EMA; flow_grpo's presets: 8
     state_interval: int = Field(1, ge=1)  # updates between LearnerStates
     states_kept: int = Field(2, ge=1)
     max_nonfinite: int = Field(3, ge=1)  # skipped steps in a row before the run stops

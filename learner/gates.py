@@ -10,11 +10,12 @@ from common.errors import GateError
 from common.flow.noise import seeded_noise
 from common.logs import get_logger
 from common.policy.base import AdapterState, Policy
-from common.types import Manifest, RolloutGroup
+from common.types import RolloutGroup
 from learner.metrics import Tally
 from learner.minibatches import trajectory_block
 from learner.objectives.base import Needs
 from learner.objectives.replay import replay_log_probs
+from learner.snapshots import LIVE
 
 PARITY_LIMIT = 5e-3  # above it the two sides do not compute the same thing, whatever the anchor
 RATIO_TOLERANCE = 1e-6  # float32
@@ -108,6 +109,23 @@ def check_ratio(low: float, high: float, tolerance: float) -> None:
         )
 
 
+def check_gradient(norm: float, advantage: float) -> None:
+    """Check that the first update of a fresh adapter has a gradient, where some sample has an advantage.
+
+    Args:
+        norm: mean gradient norm of its optimizer steps. advantage: largest absolute advantage of its samples.
+
+    Raises:
+        GateError("gradient").
+    """
+    if norm == 0.0 and advantage > 0.0:
+        raise GateError(
+            "gradient",
+            f"Learner: the gradient of the first update is exactly 0, with advantages up to {advantage:.3g}; nothing would ever be "
+            "learnt; look for an underflow (model.dtype), adapters that are switched off, or modules that the forward does not pass",
+        )
+
+
 class GatedLearner(Protocol):
     """What the gates look at."""
 
@@ -139,9 +157,11 @@ class StartGates:
         self._micro_batch = micro_batch
         self._ratio_tolerance = ratio_tolerance
         self._kl_due = self._parity_due = self._ratio_due = True
+        self._on_policy = False  # the groups of this update were sampled with the very weights that it starts from
 
-    def before_update(self, manifest: Manifest, groups: Sequence[RolloutGroup], learner: GatedLearner) -> None:
+    def before_update(self, groups: Sequence[RolloutGroup], learner: GatedLearner) -> None:
         """KL at version 0; parity on the first group that the learner's own version sampled."""
+        self._on_policy = all(group.adapter.version == learner.version and group.sampler.snapshot == LIVE for group in groups)
         if self._kl_due and learner.version == 0:
             check_kl_is_zero(learner.policy, groups[0])
         self._kl_due = False
@@ -152,12 +172,18 @@ class StartGates:
             _log.info("parity: stored and recomputed log-probs differ by %.2g (p99)", p99)
             self._parity_due = False
 
-    def after_first_minibatch(self, manifest: Manifest, learner: GatedLearner, tally: Tally) -> None:
-        """Ratios of the first minibatch, where they must be 1: recomputed anchors, or stored ones at staleness 0."""
+    def after_first_minibatch(self, learner: GatedLearner, tally: Tally) -> None:
+        """Ratios of the first minibatch, where they must be 1: recomputed anchors, or stored ones of the weights that are trained."""
         metrics = tally.metrics()
-        on_policy = not learner.needs.stored_anchor or all(group.version == manifest.update - 1 for group in manifest.groups)
-        if self._ratio_due and on_policy and "ratio_min" in metrics:
+        anchored_here = not learner.needs.stored_anchor or self._on_policy
+        if self._ratio_due and anchored_here and "ratio_min" in metrics:
             low, high = metrics["ratio_min"], metrics["ratio_max"]
             if np.isfinite([low, high]).all():
                 check_ratio(low, high, self._ratio_tolerance)
         self._ratio_due = False
+
+    def after_update(self, learner: GatedLearner, tally: Tally, advantage: float) -> None:
+        """The gradient of the first update of all, before it counts; `advantage`: the largest of its samples, absolute."""
+        norm = tally.metrics().get("grad_norm")
+        if learner.version == 0 and norm is not None:
+            check_gradient(norm, advantage)

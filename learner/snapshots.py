@@ -23,20 +23,25 @@ class Moment(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRule:
-    """snapshot <- d(n) snapshot + (1 - d(n)) live, n = how often the snapshot has moved before."""
+    """snapshot <- d(n) snapshot + (1 - d(n)) live, n = how many of its moments came before."""
 
     moment: Moment
     decay: Callable[[int], float]
+    interval: int = 1  # it moves at every interval-th of its moments
 
 
-def ema_rule(ema_decay: float) -> SnapshotRule:
-    """d(n) = min((1 + n) / (10 + n), ema_decay), each optimizer step (flow_grpo's EMA)."""
-    return SnapshotRule(moment=Moment.STEP, decay=lambda n: min((1 + n) / (10 + n), ema_decay))
+def ema_rule(ema_decay: float, interval: int = 1) -> SnapshotRule:
+    """d(n) = min((1 + n) / (10 + n), ema_decay), at every interval-th optimizer step (flow_grpo's EMA; its presets: .9 each 8 steps)."""
+    return SnapshotRule(moment=Moment.STEP, decay=lambda n: min((1 + n) / (10 + n), ema_decay), interval=interval)
 
 
-def ema_ref_rule() -> SnapshotRule:
-    """d(n) = min(0.001 n, 0.3), each optimizer step: the close, lagging reference of awm and dgpo (their repositories' EMA adapter)."""
-    return SnapshotRule(moment=Moment.STEP, decay=lambda n: min(0.001 * n, 0.3))
+def ema_ref_rule(moment: Moment) -> SnapshotRule:
+    """d(n) = min(0.001 n, 0.3): the close, lagging reference (the EMA adapter of awm's and dgpo's repositories).
+
+    Args:
+        moment: STEP in dgpo's repository. UPDATE in awm's, which thereby holds all steps of an update near the weights that it began with.
+    """
+    return SnapshotRule(moment=moment, decay=lambda n: min(0.001 * n, 0.3))
 
 
 class Snapshots:
@@ -61,17 +66,20 @@ class Snapshots:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How often each snapshot has moved."""
+        """How many of its moments each snapshot has seen."""
         return self._counts
 
     def move(self, moment: Moment, live: Mapping[str, torch.Tensor]) -> None:
         """Move every snapshot of this moment towards the live adapter."""
         for name, rule in self._rules.items():
-            if rule.moment is moment:
-                decay = rule.decay(self._counts[name])
+            if rule.moment is not moment:
+                continue
+            count = self._counts[name]
+            self._counts[name] += 1
+            if (count + 1) % rule.interval == 0:
+                decay = rule.decay(count)
                 for key, tensor in self._states[name].items():
                     tensor.mul_(decay).add_(live[key].float(), alpha=1.0 - decay)
-                self._counts[name] += 1
 
     def load(self, states: Mapping[str, Mapping[str, torch.Tensor]], counts: Mapping[str, int]) -> None:
         """Take up saved snapshots.

@@ -15,7 +15,7 @@ from common.logs import get_logger
 from common.store.paths import LEARNER, learner_complete_path, learner_directory, parse_learner_complete
 from learner.update import Learner
 
-SCHEMA = 1
+SCHEMA = 2
 _LIVE, _SNAPSHOT, _OPTIMIZER = "live", "snapshot", "optimizer"
 
 _log = get_logger("learner.state")
@@ -58,6 +58,7 @@ def collect_facts(learner: Learner) -> dict[str, Any]:
         "update": learner.version,
         "num_optimizer_steps": learner.num_optimizer_steps,
         "num_nonfinite": learner.num_nonfinite,
+        "loss_scale": learner.loss_scale.read_state(),
         "snapshot_counts": dict(learner.snapshots.counts),
         "estimator": learner.estimator.read_state(),
     }
@@ -97,6 +98,7 @@ def restore(learner: Learner, tensors: Mapping[str, torch.Tensor], facts: Mappin
     learner.version = facts["update"]
     learner.num_optimizer_steps = facts["num_optimizer_steps"]
     learner.num_nonfinite = facts["num_nonfinite"]
+    learner.loss_scale.load_state(facts["loss_scale"])
 
 
 def _unflatten(tensors: Mapping[str, torch.Tensor]) -> dict[tuple[str, ...], dict[str, torch.Tensor]]:

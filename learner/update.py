@@ -16,6 +16,7 @@ from common.types import Manifest, RolloutGroup
 from learner.advantages import AdvantageBatch, AdvantageEstimator, make_estimator
 from learner.config import LearnerConfig
 from learner.gates import RATIO_TOLERANCE, StartGates
+from learner.loss_scale import LossScale
 from learner.metrics import Tally
 from learner.minibatches import SampleRef, UpdateInput, check_groups, collate, plan_minibatches
 from learner.objectives.base import LossContext, MicroBatch, Needs, Objective
@@ -44,7 +45,7 @@ class Learner:
 
     def __init__(
         self, policy: Policy, config: LearnerConfig, objective: Objective[Any], estimator: AdvantageEstimator, *,
-        weights: Mapping[str, float], run_seed: int, gates: StartGates,
+        weights: Mapping[str, float], run_seed: int, gates: StartGates, loss_scale: LossScale | None = None,
     ) -> None:  # fmt: skip
         """Start at version 0 with the adapter that the policy holds.
 
@@ -52,15 +53,17 @@ class Learner:
             weights: train reward -> weight.
             run_seed: what minibatch order and probes derive from.
             gates: checks before the first update of this process.
+            loss_scale: for a float16 base; None: the loss as it is.
         """
         self.policy = policy
         self.version = 0  # of the live adapter = updates done
         self.objective = objective
         self.estimator = estimator
         self.live: AdapterState = policy.read_adapter()  # the trained adapter; the policy holds it only during an update
-        self.snapshots = Snapshots(self.live, {EMA: ema_rule(config.ema_decay), **objective.needs.snapshots})
+        self.snapshots = Snapshots(self.live, {EMA: ema_rule(config.ema_decay, config.ema_interval), **objective.needs.snapshots})
         self.num_optimizer_steps = 0
         self.num_nonfinite = 0  # skipped steps in a row
+        self.loss_scale = loss_scale or LossScale(enabled=False)
         self.ranks: Ranks = SoloRanks()  # who share each minibatch; a process of several sets it before the first update
         self.optimizer = torch.optim.AdamW(
             policy.adapter_parameters(), lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps,
@@ -84,7 +87,7 @@ class Learner:
 
     def _update(self, manifest: Manifest, groups: tuple[RolloutGroup, ...]) -> UpdateResult:
         batch = self.estimator.estimate(manifest, self._weights)
-        self._gates.before_update(manifest, groups, self)
+        self._gates.before_update(groups, self)
         source = UpdateInput(
             manifest=manifest, groups=groups, batch=batch, run_seed=self._run_seed, advantage_clip=self._config.advantage.clip
         )
@@ -97,6 +100,7 @@ class Learner:
         tally = Tally()
         steps = [(minibatch.num_samples, own) for minibatch, own in zip(plan, anchored, strict=True) if minibatch.num_samples]
         outcomes = [self._train(own, source, tally, count) for count, own in steps]
+        self._gates.after_update(self, tally, float(abs(batch.advantages).max(initial=0.0)))
         live = self.policy.read_adapter()
         check_agreement(self.ranks, live, manifest.update)
         self.snapshots.move(Moment.UPDATE, live)
@@ -117,14 +121,13 @@ class Learner:
 
     def _train(self, minibatch: Sequence[Anchored], source: UpdateInput, tally: Tally, count: int) -> bool:
         """One optimizer step on all ranks' samples, of which `count` are unmasked; False when it was skipped, on every rank."""
-        self.optimizer.zero_grad(set_to_none=True)
-        seen, loss = self._sum_tallies(*self._accumulate(minibatch, source, count))
-        self._gates.after_first_minibatch(source.manifest, self, seen)
-        self.ranks.sum_gradients(self.policy.adapter_parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.adapter_parameters(), self._config.max_grad_norm, foreach=False))
+        seen, loss, norm = self._backward(minibatch, source, count)
+        while math.isfinite(loss) and not math.isfinite(norm) and self.loss_scale.shrink():
+            seen, loss, norm = self._backward(minibatch, source, count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._skip(loss, norm)
             return False
+        self.loss_scale.step_taken()
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
         self.num_optimizer_steps += 1
@@ -135,6 +138,16 @@ class Learner:
         tally.add_number("grad_norm", norm)
         return True
 
+    def _backward(self, minibatch: Sequence[Anchored], source: UpdateInput, count: int) -> tuple[Tally, float, float]:
+        """Put the clipped gradient of a minibatch into the parameters; return what all ranks report, their loss, and the norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        seen, loss = self._sum_tallies(*self._accumulate(minibatch, source, count))
+        self._gates.after_first_minibatch(self, seen)
+        self.ranks.sum_gradients(self.policy.adapter_parameters())
+        self.loss_scale.unscale(self.policy.adapter_parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.adapter_parameters(), self._config.max_grad_norm, foreach=False)
+        return seen, loss, float(norm)
+
     def _accumulate(self, minibatch: Sequence[Anchored], source: UpdateInput, count: int) -> tuple[Tally, float]:
         """Add up the gradients of loss / count over this rank's micro-batches and loss terms; return what they report, and their loss."""
         tally, total = Tally(), torch.zeros((), device=self.policy.device)
@@ -142,7 +155,7 @@ class Learner:
             micro = self._collate(refs, source)
             for term in self.objective.losses(micro, anchors, self._context()):
                 loss = term.loss / count
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
                 tally.add(term)
         return tally, float(total)
@@ -230,10 +243,12 @@ def make_learner(
     Args:
         policy: holds the fresh adapter (`Archive.begin` then resumes or publishes it as version 0).
         weights: train reward -> weight.
-        base_dtype: of the frozen base (model.dtype); decides the anchor "auto".
+        base_dtype: of the frozen base (model.dtype); decides the anchor "auto", and float16 scales the loss.
     """
     objective = config.objective.make(resolve_anchor(config.anchor, policy.device, base_dtype))
     parity = objective.needs.parity_tolerance
     tolerance = RATIO_TOLERANCE if base_dtype == "float32" or parity is None else max(parity, RATIO_TOLERANCE)
-    gates = StartGates(micro_batch=config.micro_batch, ratio_tolerance=tolerance)
-    return Learner(policy, config, objective, make_estimator(config.advantage), weights=weights, run_seed=run_seed, gates=gates)
+    return Learner(
+        policy, config, objective, make_estimator(config.advantage), weights=weights, run_seed=run_seed,
+        gates=StartGates(micro_batch=config.micro_batch, ratio_tolerance=tolerance), loss_scale=LossScale(enabled=base_dtype == "float16"),
+    )  # fmt: skip

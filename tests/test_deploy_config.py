@@ -82,7 +82,15 @@ def test_the_papers_recipe_has_the_papers_balance() -> None:
     """W=9 with guidance and KL, anchors recomputed: 9 x (3 + 1 + 2 + 2) forwards learn what 10 x 2 sampled: 3.6 (architecture, section 10)."""
     config = load_config("sd35m-ocr", [])
     assert make_plan(config).learner_per_rollout == pytest.approx(3.6)
-    assert any("more of them help little" in line for line in describe(config, local=False))
+    assert not any("more of them help little" in line for line in describe(config, local=False))
+    assert any("more of them help little" in line for line in describe(load_config("sd35m-ocr", ["learner.num_ranks=1"]), local=False))
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if not name.startswith("tiny")])
+def test_the_recipes_for_gpus_keep_learners_and_rollouts_in_balance_on_at_most_eight(recipe: str) -> None:
+    config = load_config(recipe, [])
+    assert config.rollout.num_workers + config.learner.num_ranks <= 8
+    assert make_plan(config).learner_per_rollout * config.rollout.num_workers / config.learner.num_ranks <= 1.5
 
 
 def test_gradient_checkpointing_costs_a_forward_more_for_each_trained_one() -> None:

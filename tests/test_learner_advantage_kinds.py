@@ -244,8 +244,10 @@ def test_super_linear_keeps_sign_and_order_and_lets_large_differences_stand_out(
     assert np.abs(shaped.flat[large] / shaped.flat[small]) == pytest.approx(ratio ** (1 + gamma), rel=1e-3)  # float32 of a small number
 
 
-@pytest.mark.parametrize("kind", ["group_std", "global_std", "none", "super_linear"])
-@pytest.mark.parametrize("normalize", ["sum", "per_reward"])
+@pytest.mark.parametrize(
+    ("kind", "normalize"),
+    [(kind, normalize) for normalize in ("sum", "per_reward") for kind in ("group_std", "global_std", "super_linear")] + [("none", "sum")],
+)
 def test_without_a_subset_everything_kept_trains_and_no_estimator_has_a_history(kind: str, normalize: str) -> None:
     config = AdvantageConfig(kind=kind, normalize=normalize)  # type: ignore[arg-type]
     found = estimate(of_rows(random_rows()), config)
@@ -260,7 +262,7 @@ def test_without_a_subset_everything_kept_trains_and_no_estimator_has_a_history(
     ("changes", "remedy"),
     [
         ({"subset": 3}, "make it even"), ({"subset": -2}, "greater than or equal to 0"), ({"subset": 2, "kind": "pair"}, "leave subset out"),
-        ({"subset": 2, "kind": "best"}, "leave subset out"), ({"gamma": -0.5}, "greater than or equal to 0"), ({"kind": "worst"}, "super_linear"),
+        ({"kind": "none", "normalize": "per_reward"}, "set kind='group_std'"), ({"subset": 2, "kind": "best"}, "leave subset out"), ({"gamma": -0.5}, "greater than or equal to 0"), ({"kind": "worst"}, "super_linear"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], remedy: str) -> None:

@@ -14,6 +14,7 @@ from learner.gates import check_kl_is_zero, check_parity, check_ratio, measure_p
 from learner.objectives.base import Needs
 from learner.objectives.grpo import GrpoConfig
 from learner.objectives.nft import NftConfig
+from learner.snapshots import Snapshots, ema_rule
 from learner.update import Learner, make_learner
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import StubPolicy, linear_policy
@@ -128,3 +129,20 @@ def test_ratios_within_the_tolerance_pass() -> None:
     check_ratio(1 - 9e-7, 1 + 9e-7, 1e-6)
     with pytest.raises(GateError):
         check_ratio(1.0, 1 + 2e-6, 1e-6)
+
+
+def test_stored_log_probs_of_another_snapshot_need_not_have_ratios_of_one() -> None:
+    """A resumed run that samples with `ema`: the groups are of the learner's own version, but of other weights than those that are trained."""
+    sampled, trained = linear_policy(fresh=False), linear_policy(fresh=False)
+    manifest, groups = batch_of(sampled, version=1, update=2)
+    trained.load_adapter({name: tensor * 1.001 for name, tensor in sampled.read_adapter().items()})
+    for snapshot in ("ema", "live"):
+        learner = learner_of(trained, anchor="behavior")
+        learner.version = 1
+        learner.snapshots = Snapshots(sampled.read_adapter(), {"ema": ema_rule(0.9)})
+        found = [replace(group, sampler=replace(group.sampler, snapshot=snapshot)) for group in groups]
+        if snapshot == "ema":
+            learner.update(manifest, found)
+        else:
+            with pytest.raises(GateError):
+                learner.update(manifest, found)

@@ -167,6 +167,20 @@ def test_snapshots_move_at_their_moment_by_their_own_counter() -> None:
         Snapshots({}, {"live": half})
 
 
+def test_an_ema_with_an_interval_moves_at_every_so_many_steps_with_the_decay_of_that_step() -> None:
+    """flow_grpo's EMA: each 8 optimizer steps, decay min((1 + n) / (10 + n), .9) of all steps before; the oracle is the loop itself."""
+    snapshots, expected = Snapshots({"x": torch.zeros(1)}, {"ema": ema_rule(0.9, 8)}), 0.0
+    for step in range(100):
+        live = float(step)
+        if step % 8 == 7:
+            decay = min((1 + step) / (10 + step), 0.9)
+            expected = decay * expected + (1 - decay) * live
+        snapshots.move(Moment.STEP, {"x": torch.tensor([live])})
+        assert float(snapshots.states["ema"]["x"]) == pytest.approx(expected, rel=1e-5)
+    assert snapshots.counts == {"ema": 100}
+    assert learner_of(ema_interval=2).update(*batch_of(linear_policy())).num_steps == 1
+
+
 def test_after_the_first_nft_update_the_behavior_is_the_live_adapter() -> None:
     learner = learner_of(objective=NftConfig(), optimizer_steps=2)
     learner.update(*batch_of(linear_policy()))

@@ -221,16 +221,23 @@ def test_the_kl_terms_of_awm_are_velocity_errors_to_their_references() -> None:
     torch.testing.assert_close(gradient - alone, expected, rtol=1e-8, atol=1e-10)
 
 
-def test_ema_ref_follows_each_step_with_the_published_decay() -> None:
-    rule = ema_ref_rule()
+def test_ema_ref_follows_each_update_with_the_published_decay() -> None:
+    rule = ema_ref_rule(Moment.UPDATE)
     assert [rule.decay(n) for n in (0, 1, 100, 300, 10_000)] == pytest.approx([0.0, 0.001, 0.1, 0.3, 0.3])
-    assert rule.moment is Moment.STEP
     assert set(Awm(config=AwmConfig()).needs.snapshots) == {EMA_REF}
     assert Awm(config=AwmConfig(ema_kl_beta=0.0)).needs.snapshots == {}
     learner = learner_of(AwmConfig())
     learner.update(*scored_groups(learner.policy))  # type: ignore[arg-type]
     for name, tensor in learner.live.items():
         torch.testing.assert_close(learner.snapshot_state(EMA_REF)[name], tensor, rtol=0, atol=0)  # d(0) = 0
+    assert learner.snapshots.counts[EMA_REF] == 1
+
+
+def test_the_penalty_holds_the_second_step_of_an_update_near_the_weights_that_it_began_with() -> None:
+    """Were ema_ref to follow each step, it would stand on the live weights when the second step is taken, and hold nothing."""
+    learner = learner_of(AwmConfig(), optimizer_steps=2)
+    first = learner.update(*scored_groups(learner.policy)).metrics  # type: ignore[arg-type]
+    assert first["kl_ema_ref"] > 0.0  # the mean over both steps; at the first one the reference is where the policy is
 
 
 # --- V-GRPO ---

@@ -300,7 +300,7 @@ def test_a_learner_keeps_the_reference_of_its_last_full_interval() -> None:
 
 
 def test_the_close_reference_follows_its_schedule() -> None:
-    rule = ema_ref_rule()
+    rule = ema_ref_rule(Moment.STEP)
     assert [rule.decay(n) for n in (0, 1, 100, 299, 300, 5000)] == pytest.approx([0.0, 0.001, 0.1, 0.299, 0.3, 0.3])  # O9
     learner = learner_of(**settings("dgpo"))
     learner.update(*batch_of(linear_policy()))

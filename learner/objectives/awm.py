@@ -12,14 +12,14 @@ from learner.objectives.clipping import clip_metrics, clipped_loss
 from learner.objectives.matching import match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, ProbeSettings
 from learner.objectives.settings import Anchor, RunFacts, guidance_warnings
-from learner.snapshots import EMA_REF, ema_ref_rule
+from learner.snapshots import EMA_REF, Moment, ema_ref_rule
 
 Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
 EPSILON = 1e-10  # keeps the roots' gradients finite
 
 
 class AwmConfig(ProbeSettings):
-    """Settings of Advantage Weighted Matching (arXiv 2509.25050); the defaults are those of its GenEval preset but for the base KL."""
+    """Settings of Advantage Weighted Matching (arXiv 2509.25050); the defaults are its GenEval preset's but for base KL and times."""
 
     name: Literal["awm"] = "awm"
     weighting: Weighting = "ghuber"  # of the matching error in the surrogate log-likelihood
@@ -91,7 +91,7 @@ class Awm:
     @property
     def needs(self) -> Needs:
         """ema_ref and a base forward, where their KL weighs."""
-        snapshots = {EMA_REF: ema_ref_rule()} if self.config.ema_kl_beta > 0 else {}
+        snapshots = {EMA_REF: ema_ref_rule(Moment.UPDATE)} if self.config.ema_kl_beta > 0 else {}
         return Needs(snapshots=snapshots, base=self.config.kl_beta > 0)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> LikelihoodAnchor:

@@ -12,7 +12,7 @@ from learner.objectives.groups import group_sums
 from learner.objectives.matching import match_base, match_live, match_snapshot, velocity_gap
 from learner.objectives.probes import Probes, draw_probes, probe_problems
 from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, whole_group_problems
-from learner.snapshots import EMA_REF, ema_ref_rule
+from learner.snapshots import EMA_REF, Moment, ema_ref_rule
 
 
 class CrdConfig(ObjectiveSettings):
@@ -70,7 +70,7 @@ class Crd:
     @property
     def needs(self) -> Needs:
         """Whole groups and the close reference; a base forward when the KL weighs."""
-        return Needs(snapshots={EMA_REF: ema_ref_rule()}, base=self.config.kl_beta > 0, whole_groups=True)
+        return Needs(snapshots={EMA_REF: ema_ref_rule(Moment.UPDATE)}, base=self.config.kl_beta > 0, whole_groups=True)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> Probes:
         """The probes: one draw a group, the same in every step of the update."""

@@ -12,7 +12,7 @@ from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.groups import group_sums
 from learner.objectives.probes import Probes, draw_probes, probe_problems
 from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, whole_group_problems
-from learner.snapshots import EMA_REF, ema_ref_rule
+from learner.snapshots import EMA_REF, Moment, ema_ref_rule
 
 
 class DgpoConfig(ObjectiveSettings):
@@ -71,7 +71,7 @@ class Dgpo:
     @property
     def needs(self) -> Needs:
         """Whole groups and the close reference; a base forward when the KL weighs."""
-        return Needs(snapshots={EMA_REF: ema_ref_rule()}, base=self.config.kl_beta > 0, whole_groups=True)
+        return Needs(snapshots={EMA_REF: ema_ref_rule(Moment.STEP)}, base=self.config.kl_beta > 0, whole_groups=True)
 
     def anchors(self, batch: MicroBatch, context: LossContext) -> Probes:
         """The probes: one draw a group, the same in every step of the update."""

@@ -12,7 +12,7 @@ from common.seeding import derive_seed
 from learner.objectives.base import MicroBatch
 from learner.objectives.settings import ObjectiveSettings, RunFacts
 
-Times = Literal["grid", "stratified", "uniform", "logit_normal"]
+Times = Literal["grid", "grid_without_first", "stratified", "uniform", "logit_normal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +28,12 @@ class ProbeSettings(ObjectiveSettings):
 
     timesteps_per_sample: int = Field(2, ge=1)  # n: sigmas an image is noised at in an update
     timestep_fraction: float = Field(1.0, gt=0, le=1)  # of the range, from high noise on, that they are drawn from
-    times: Times = "grid"  # the sampler's own sigmas without replacement, n strata of (0, 1], uniform in (0, 1], or logit-normal
+    times: Times = "grid"  # the sampler's own sigmas without replacement (with or without the first, t = 1), strata, uniform, logit-normal
 
     def problems(self, run: RunFacts) -> list[str]:
         """More sigmas than the grid has; a part of a logit-normal."""
-        if self.times == "grid":
-            return probe_problems(run.num_steps, self.timesteps_per_sample, self.timestep_fraction)
+        if self.times in ("grid", "grid_without_first"):
+            return probe_problems(run.num_steps, self.timesteps_per_sample, self.timestep_fraction, self.times)
         if self.times == "logit_normal" and self.timestep_fraction < 1:
             return [
                 f"learner.objective.timestep_fraction={self.timestep_fraction:g} cuts a range, and times='logit_normal' has none; leave it "
@@ -46,14 +46,14 @@ class ProbeSettings(ObjectiveSettings):
         return draw_probes(batch, self.timesteps_per_sample, self.timestep_fraction, shared=shared, times=self.times)
 
 
-def num_probe_sigmas(num_steps: int, timestep_fraction: float) -> int:
-    """How many of the sampler's sigmas, from high noise, probes are drawn from."""
-    return max(1, round(timestep_fraction * num_steps))
+def probe_steps(num_steps: int, timestep_fraction: float, times: Times = "grid") -> range:
+    """Which of the sampler's sigmas, from high noise on, probes are drawn from; grid_without_first leaves t = 1 out."""
+    return range(int(times == "grid_without_first"), max(1, round(timestep_fraction * num_steps)))
 
 
-def probe_problems(num_steps: int, timesteps_per_sample: int, timestep_fraction: float) -> list[str]:
+def probe_problems(num_steps: int, timesteps_per_sample: int, timestep_fraction: float, times: Times = "grid") -> list[str]:
     """Say when more sigmas are asked for than the grid has."""
-    num_sigmas = num_probe_sigmas(num_steps, timestep_fraction)
+    num_sigmas = len(probe_steps(num_steps, timestep_fraction, times))
     if timesteps_per_sample <= num_sigmas:
         return []
     return [
@@ -69,9 +69,10 @@ def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0, *, shared:
         count: sigmas a sample.
         fraction: of the range, counted from high noise, that they are drawn from.
         shared: one draw for all members of a group.
-        times: grid: of the sampler's own sigmas, without replacement. stratified: one uniform draw from each of `count` equal
+        times: grid: of the sampler's own sigmas, without replacement. grid_without_first: the same but for t = 1. stratified: one uniform draw from each of `count` equal
             strata of (1 - fraction, 1], in random order. uniform: from (1 - fraction, 1]. logit_normal: sigmoid of a standard
-            normal (Stable Diffusion 3, arXiv 2403.03206). None but the grid is shifted for the resolution.
+            normal (Stable Diffusion 3, arXiv 2403.03206). None but the sampler's own is shifted for the resolution (flow_grpo's DPO
+            draws logit-normal positions of the shifted grid: at SD3.5's shift of 3 a median of .75, here .5).
     """
     sigmas, noises = [], []
     for seed in batch.group_probe_seeds if shared else batch.probe_seeds:
@@ -83,8 +84,8 @@ def draw_probes(batch: MicroBatch, count: int, fraction: float = 1.0, *, shared:
 
 def _draw_sigmas(generator: np.random.Generator, grid: torch.Tensor, count: int, fraction: float, times: Times) -> torch.Tensor:
     """[count] float32 on CPU."""
-    if times == "grid":
-        order = generator.permutation(num_probe_sigmas(len(grid), fraction))
+    if times in ("grid", "grid_without_first"):
+        order = generator.permutation(list(probe_steps(len(grid), fraction, times)))
         return grid[torch.from_numpy(order[:count])]
     if times == "logit_normal":
         drawn = 1.0 / (1.0 + np.exp(-generator.standard_normal(count)))
