@@ -4,6 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# An index that torch alone is taken from, before everything else comes from PyPI. Empty: PyPI's torch, which carries CUDA on Linux (gigabytes).
+# The index of torch's CPU build stands in deploy/docker/Dockerfile.cpu.
+TORCH_INDEX ?=
 
 .PHONY: lane-monitoring lane-browser lane-paddleocr lane-openclip setup demo test check lint types slow bench bench-control bench-scale curves compare-objectives monitoring cluster chaos clean
 
@@ -11,6 +14,9 @@ setup: $(VENV)/.stamp
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+ifneq ($(TORCH_INDEX),)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)"
+endif
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ocr,dev]"
 	touch $@
 
@@ -41,10 +47,10 @@ bench-scale: setup  ## images a second while workers come and go, fake engines a
 	$(PY) -m deploy.bench_scale --engines fake --sizes 1,4,2 --updates 20
 	$(PY) -m deploy.bench_scale --engines real --sizes 1,2,1 --updates 6
 
-curves: setup  ## the published curves, hours on 2 cores; resumable, a raw file a run under docs/results
+curves: setup  ## the curves of docs/results/curves.svg, over 3 hours on 2 cores; resumable, a raw file a run under docs/results; one that exists is not run again
 	$(PY) -m deploy.results run tiny-geneval --seeds 1,2,3 --minutes 45
 	$(PY) -m deploy.results run tiny-ocr --seeds 1,2,3 --minutes 12
-	$(PY) -m deploy.results run tiny-geneval-grpo --seeds 1 --minutes 45
+	$(PY) -m deploy.results run tiny-geneval-grpo --seeds 1 --minutes 25
 	$(PY) -m deploy.results draw
 
 compare-objectives: setup  ## every objective on tiny-geneval: about 7 hours on 2 cores; resumable, a raw file a run, then table and plot

@@ -1,10 +1,11 @@
 """Strict configuration: TOML in, pydantic models out, every unknown key named with its nearest neighbour."""
 
+import datetime
 import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,24 +15,37 @@ from common.errors import ConfigError
 
 
 class StrictModel(BaseModel):
-    """A config section: unknown keys are errors, values are never rewritten, instances never change."""
+    """A config section: unknown keys are errors, numbers are finite, values are never rewritten, instances never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
+TIMES = (datetime.date, datetime.time)  # what TOML makes of a date or a time without quotes; a datetime is a date
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file. Raises ConfigError when it is missing or does not parse."""
+    """Return the tables of a TOML file. Raises ConfigError when it is missing, does not parse, or holds a date without quotes."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"config: {path} cannot be read ({error.strerror}); name a recipe of `flowfleet recipes ls` or a TOML file"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: {path} is not TOML: {error}; mend that line") from error
+    for key, value in _times(tables, ""):
+        raise ConfigError(f'config: {path}: {key} = {value} is a date or a time, which no key takes; write it in quotes: "{value}"')
+    return tables
+
+
+def _times(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every date and time inside a value, with its dotted key."""
+    if isinstance(value, TIMES):
+        yield key, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        yield from _times(each, f"{key}.{name}" if key else str(name))
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:
@@ -46,7 +60,7 @@ def json_object(option: str, text: str) -> dict[str, Any]:
 
 
 def apply_sets(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the tables with `key.path=value` assignments applied; values are TOML (bare words are strings).
+    """Return the tables with `key.path=value` assignments applied; values are TOML (bare words and dates are strings).
 
     List items are addressed by number: `reward.0.weight=2`.
     """
@@ -61,22 +75,27 @@ def apply_sets(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if any(_times(value, "")) else value
 
 
 def _assign(tables: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
     node: Any = tables
-    for part in path[:-1]:
-        node = _item(node, part, assignment) if isinstance(node, list) else node.setdefault(part, {})
-    if isinstance(node, list):
-        _item(node, path[-1], assignment)
-        node[int(path[-1])] = value
-    elif isinstance(node, dict):
-        node[path[-1]] = value
-    else:
-        raise ConfigError(f"--set: {assignment!r} goes below a plain value; shorten the key")
+    for depth, part in enumerate(path):
+        is_last = depth == len(path) - 1
+        if isinstance(node, list):
+            item = _item(node, part, assignment)
+            if is_last:
+                node[int(part)] = value
+            node = item
+        elif not isinstance(node, dict):
+            raise ConfigError(f"--set: {assignment!r} goes below {'.'.join(path[:depth])}, which is a plain value; shorten the key")
+        elif is_last:
+            node[part] = value
+        else:
+            node = node.setdefault(part, {})
 
 
 def _item(items: list[Any], part: str, assignment: str) -> Any:

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from common.logs import get_logger
 
 BEAT_INTERVAL_S = 5.0
+MICRO_BATCHES: Final = "micro_batches_total"
+"""A total of the learner's beats: while it grows an update goes on, however long it takes."""
 
 
 class BeatDesk(Protocol):

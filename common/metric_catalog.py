@@ -84,7 +84,7 @@ PIPELINE: Final = (
     _gauge("pipeline", "idle_ratio", "Share of the last minute that a role's slots spent waiting for others.", "role"),
     _counter("pipeline", "phase_seconds", "Seconds by role and phase, over its slots.", "role", "phase"),
     _gauge("pipeline", "learner_wait_seconds", "How long the learner has been waiting for its next batch; 0 while it works."),
-    _gauge("pipeline", "idle_seconds", "Seconds since the last commit or publication of the whole run."),
+    _gauge("pipeline", "idle_seconds", "Seconds since the last commit, publication or learnt micro-batch of the whole run."),
     _gauge("pipeline", "run_ending", "1 once the learner has left, a stop was asked for, or the outcome is set: silence then is no fault."),
     _gauge("pipeline", "stall_timeout_seconds", "schedule.stall_timeout_s: after so many idle seconds the run ends, state saved."),
     _counter("pipeline", "leases_expired", "Leases that expired: their slot went silent."),

@@ -20,13 +20,11 @@ from common.config import StrictModel, parse, read_toml
 from common.errors import UserError
 from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config
-from deploy.options import StartOptions
 from deploy.plan import make_plan
 from deploy.report.image_curves import numbers_of, read_sensors
 from deploy.report.reader import read_history
 from deploy.report.samples import MediaShelf
-from deploy.results import run_facts
-from deploy.session import run_session
+from deploy.results import run_app, run_facts, train_for
 
 PLAN = Path(__file__).with_name("objective_plan.toml")
 RAW = PROJECT / "docs" / "results" / "objectives"
@@ -36,7 +34,7 @@ REWARD = "geneval_strict"
 LEVELS = (0.80, 0.90)
 LAST_UPDATES = 5  # over which sensors are averaged
 COLORS = tuple(f"C{number}" for number in range(10))
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 
 class Entry(StrictModel):
@@ -200,7 +198,7 @@ def _run_one(entry: Entry, kind: str, number: int, *, minutes: float, given: Seq
     sets = [*given, f"schedule.time_limit_s={minutes * 60:g}", "schedule.num_updates=100000"]
     run_dir = RUNS / target.stem
     command = f"flowfleet train {recipe} " + " ".join(f"--set {item}" for item in sets)
-    run_session(load_config(recipe, sets), StartOptions(run_dir=str(run_dir)), console)
+    train_for(recipe, given, run_dir, seconds=minutes * 60, console=console)
     target.parent.mkdir(parents=True, exist_ok=True)
     seed = next(int(item.partition("=")[2]) for item in given if item.startswith("run.seed="))
     facts = comparison_facts(run_dir, recipe, seed, command, given)
@@ -296,4 +294,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app()
+    run_app(app)

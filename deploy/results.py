@@ -5,6 +5,7 @@ python -m deploy.results draw                                           # plots 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from common.errors import FlowfleetError, Interrupted
 from common.store.audit import audit
 from common.store.run_store import RunStore
 from deploy.config import PROJECT, load_config, recipe_names
@@ -21,7 +23,25 @@ from deploy.session import run_session
 
 RESULTS = PROJECT / "docs" / "results"
 RUNS = Path("runs") / "results"
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+def train_for(recipe: str, sets: Sequence[str], run_dir: Path, *, seconds: float, console: Console) -> None:
+    """Train until a run has worked for so many seconds in all its starts together: an interrupted one gets what is left, not all again.
+
+    Args:
+        sets: --set assignments besides the schedule's.
+        seconds: the whole budget; what a start does before its first update counts for that start alone.
+
+    Raises:
+        FlowfleetError: with the exit code that the command ends with.
+    """
+    spent = (0.0, *read_history(RunStore(str(run_dir))).elapsed_s)[-1]
+    if spent >= seconds:
+        console.print(f"{run_dir} has worked for {spent:.0f} of {seconds:g} s: it is not trained further")
+        return
+    given = [*sets, f"schedule.time_limit_s={seconds - spent:g}", "schedule.num_updates=100000"]
+    run_session(load_config(recipe, given), StartOptions(run_dir=str(run_dir)), console)
 
 
 def run_facts(run_dir: Path, recipe: str, seed: int, command: str) -> dict[str, Any]:
@@ -45,7 +65,7 @@ def run_facts(run_dir: Path, recipe: str, seed: int, command: str) -> dict[str, 
     return {
         "recipe": recipe, "seed": seed, "command": command, "environment": dict(history.environment), "config": history.config,
         "protocol": dict(history.evaluations[0].protocol) if history.evaluations else {}, "evaluations": points, "train": train,
-        "updates": len(history.updates), "audit": "clean" if report.is_clean else [f"{v.rule}: {v.where}" for v in report.violations],
+        "updates": len(history.updates), "starts": history.incarnations, "audit": "clean" if report.is_clean else [f"{v.rule}: {v.where}" for v in report.violations],
     }  # fmt: skip
 
 
@@ -57,14 +77,13 @@ def run(
     """Train a recipe for some minutes on each seed and write docs/results/<name>-s<seed>.json."""
     console, label = Console(), name or recipe
     for seed in (int(part) for part in seeds.split(",")):
-        given = [*(sets or []), f"run.seed={seed}", f"schedule.time_limit_s={minutes * 60:g}", "schedule.num_updates=100000"]
         command = f"python -m deploy.results run {recipe} --seeds {seed} --minutes {minutes:g}" + "".join(f" --set {s}" for s in sets or [])
         run_dir = RUNS / f"{label}-s{seed}"
         target = RESULTS / f"{label}-s{seed}.json"
         if target.exists():
             console.print(f"{target} exists: this seed is done")
             continue
-        run_session(load_config(recipe, given), StartOptions(run_dir=str(run_dir)), console)
+        train_for(recipe, [*(sets or []), f"run.seed={seed}"], run_dir, seconds=minutes * 60, console=console)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(run_facts(run_dir, recipe, seed, command), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         console.print(f"wrote {target}")
@@ -100,5 +119,18 @@ def label_of(path: Path) -> str:
     return path.stem.rpartition("-s")[0]
 
 
+def run_app(commands: typer.Typer) -> None:
+    """Run a command line that ends as `flowfleet` does: an error is one message and its exit code."""
+    errors = Console(stderr=True)
+    try:
+        commands()
+    except Interrupted as stopped:
+        errors.print(f"stopped, the state is saved: {stopped}", style="bold", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(stopped.exit_code) from None
+    except FlowfleetError as error:
+        errors.print(f"error: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(error.exit_code) from None
+
+
 if __name__ == "__main__":
-    app()
+    run_app(app)

@@ -86,8 +86,8 @@ def check_resume(store: RunStore, config: RunConfig, options: StartOptions) -> N
         ConfigError: the directory holds a run and --resume never was given, or a key changed that --allow-change does not name.
     """
     newest = newest_incarnation(store)
-    if newest == 0 or not store.list(paths.MANIFESTS):
-        return  # nothing was trained yet
+    if newest == 0 or not any(store.list(folder) for folder in (paths.MANIFESTS, paths.GROUPS, paths.LEARNER, paths.POLICY)):
+        return  # no start made anything that a later one goes on from
     if not options.resume:
         raise ConfigError(f"train: {options.run_dir} holds a run already and --resume never was given; choose another --run-dir")
     before = flatten(dict(read_claim(store, newest).config))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from common.errors import ConfigError, FlowfleetError, UserError
 from deploy.config import PROJECT, RECIPES, RunConfig
+from deploy.environment import commit
 from deploy.redact import is_secret_name
 
 EXCLUDES = (
@@ -28,11 +30,12 @@ EXCLUDES = (
     ".pytest_cache",
     ".hypothesis",
 )
-STOP_WAIT_S = 60  # Ray's own 3 s would cut a save short
+STOP_MARGIN_S = 60.0  # from the end of a drain to the end of the driver
 AGENT_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0  # from the last log line to a final state
 POLL_S = 0.5
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+UNKNOWN = "unknown"  # what deploy.environment.commit says where there is neither a checkout nor a word of the image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +44,15 @@ class Submission:
 
     entrypoint: str
     working_dir: str | None  # uploaded and made the job's working directory; None: the cluster's own installation
+    stop_wait_s: int  # from a stop request to SIGKILL; Ray's own 3 s would cut a save short
+    commit: str | None = None  # of the uploaded checkout, whose files lie in no repository there; None: not known, or nothing is uploaded
     job_id: str | None = None
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        """What Ray ships with the job: the checkout and a stop deadline. The submitter's environment never is a part of it."""
-        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+        """What Ray ships with the job: the checkout, its commit, a stop deadline. The submitter's environment never is a part of it."""
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_wait_s)} | ({"FLOWFLEET_COMMIT": self.commit} if self.commit else {})
+        environment: dict[str, Any] = {"env_vars": variables}
         return environment if self.working_dir is None else environment | {"working_dir": self.working_dir, "excludes": list(EXCLUDES)}
 
 
@@ -100,8 +106,18 @@ def plan_submission(
     arguments = ["train", _travelling_recipe(recipe, upload), "--run-dir", run_dir, "--address", "auto", *flags]
     arguments += [part for item in sets for part in ("--set", item)]
     return Submission(
-        entrypoint=shlex.join(["python", "-m", "deploy.cli", *arguments]), working_dir=str(PROJECT) if upload else None, job_id=job_id
+        entrypoint=shlex.join(["python", "-m", "deploy.cli", *arguments]),
+        working_dir=str(PROJECT) if upload else None,
+        stop_wait_s=math.ceil(config.cluster.drain_timeout_s + STOP_MARGIN_S),
+        commit=_known_commit() if upload else None,
+        job_id=job_id,
     )
+
+
+def _known_commit() -> str | None:
+    """The checkout's commit; None when nobody knows it."""
+    found = commit()
+    return None if found == UNKNOWN else found
 
 
 def _travelling_recipe(recipe: str, upload: bool) -> str:
@@ -157,7 +173,7 @@ def submit(client: JobClient, submission: Submission, console: Console, *, wait:
     except KeyboardInterrupt:
         console.print(f"stopping job {job}; its state is being saved (Ctrl-C again leaves it to itself)", highlight=False)
         client.stop_job(job)
-        _final_code(client, job, console, STOP_WAIT_S + END_TIMEOUT_S)
+        _final_code(client, job, console, submission.stop_wait_s + END_TIMEOUT_S)
         return EXIT_INTERRUPTED
 
 

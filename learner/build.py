@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.fakes import FakeSpec
-from common.gauges import Gauges
 from common.heartbeat import Heartbeat, HeldLeases
 from common.policy.base import Policy
 from common.policy.config import ModelConfig
@@ -93,7 +92,7 @@ class LearnerProcess:
         self._archive = RunArchive(store, settings.learner, publisher, incarnation=settings.incarnation, statistics=MediaStatistics(store))
         self._states = StateArchive(store, states_kept=settings.learner.states_kept, writer_id="follower")
         self._writer: Writer = writer or InlineWriter()
-        self.gauges = Gauges()
+        self.gauges = self._learner.gauges
 
     def join(self, ranks: Ranks) -> None:
         """Share every minibatch with other ranks from now on."""

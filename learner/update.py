@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from common.errors import ConfigError, GateError
+from common.gauges import Gauges
+from common.heartbeat import MICRO_BATCHES
 from common.logs import get_logger
 from common.policy.base import AdapterState, Policy
 from common.seeding import derive_seed
@@ -64,6 +66,7 @@ class Learner:
         self.num_optimizer_steps = 0
         self.num_nonfinite = 0  # skipped steps in a row
         self.loss_scale = loss_scale or LossScale(enabled=False)
+        self.gauges = Gauges()  # for the heartbeat of its process
         self.ranks: Ranks = SoloRanks()  # who share each minibatch; a process of several sets it before the first update
         self.optimizer = torch.optim.AdamW(
             policy.adapter_parameters(), lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps,
@@ -173,6 +176,7 @@ class Learner:
             return self.objective.anchors(self._collate(refs, source), self._context())
 
     def _collate(self, refs: Sequence[SampleRef], source: UpdateInput) -> MicroBatch:
+        self.gauges.add(MICRO_BATCHES, 1)
         return collate(refs, source, self.objective.needs, self.policy)
 
     def _context(self) -> LossContext:

@@ -31,5 +31,4 @@ class RewardActor:
 
     def run(self) -> None:
         """Score until the desk says Stop."""
-        with build_heartbeat(self._server(), self._desk, retry_on=DESK_AWAY):
-            self._server().run_until_stopped(time.sleep)
+        self._server().run_until_stopped(time.sleep, build_heartbeat(self._server(), self._desk, retry_on=DESK_AWAY))

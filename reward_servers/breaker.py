@@ -5,11 +5,22 @@ CLOSED ----------------------> OPEN ----------------------> HALF_OPEN
   ^                              ^                              |
   |                              +------- the group failed -----+
   +---------------- the group was scored -----------------------+
+
+MAX_TRIES such tries in a row that failed by themselves say that this process is broken for good (a GPU context that is lost): `broken`.
 """
 
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
+
+from common.errors import ScorerHung
+
+MAX_TRIES: Final = 3  # in a row, each after a rest; a connection that is away is no fault of the process and counts anew
+
+
+class ScorerBroken(ScorerHung):
+    """A scorer that cannot score again in this process; as one that hangs, it costs the process."""
 
 
 class BreakerState(StrEnum):
@@ -31,10 +42,12 @@ class Breaker:
 
     def __init__(self, *, failures: int = 5, pause_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._failures, self._pause_s, self._clock = failures, pause_s, clock
-        self._in_a_row = 0
+        self._in_a_row = self._tries = 0
         self._rests_until = 0.0
         self.state = BreakerState.CLOSED
         self.last_error = ""
+        self.broken = ""  # why this process can score no more
+        self.has_scored = False  # ever
 
     def admits(self, limit: int) -> int:
         """How many groups may be asked for now: `limit` when closed, 0 during the rest, 1 after it."""
@@ -48,13 +61,25 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A group was scored, at least in part."""
-        self._in_a_row = 0
-        self.state = BreakerState.CLOSED
+        self._in_a_row = self._tries = 0
+        self.state, self.broken, self.has_scored = BreakerState.CLOSED, "", True
 
-    def failed(self, error: str) -> None:
-        """A group failed whole."""
+    def failed(self, error: str, *, may_pass: bool = False) -> None:
+        """A group failed whole. may_pass: by what the scorer asks (a connection), not by itself."""
         self._in_a_row += 1
-        self.last_error = error
+        if self.state is BreakerState.HALF_OPEN:
+            self._tries = 0 if may_pass else self._tries + 1
+        if self._tries >= MAX_TRIES:
+            self.broken = f"{self._tries} tries in a row, each after a rest of {self._pause_s:g} s, scored nothing, the last: {error}"
         if self.state is BreakerState.HALF_OPEN or self._in_a_row >= self._failures:
-            self.state = BreakerState.OPEN
-            self._rests_until = self._clock() + self._pause_s
+            self._open()
+        self.last_error = error
+
+    def gave_up(self, error: str) -> None:
+        """The scorer itself says that it cannot score again in this process."""
+        self._open()
+        self.last_error = self.broken = error
+
+    def _open(self) -> None:
+        self.state = BreakerState.OPEN
+        self._rests_until = self._clock() + self._pause_s

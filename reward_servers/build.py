@@ -38,7 +38,7 @@ def build_server(
         settings: of the server.
         desk: where it asks.
         pause: how a fake engine spends its seconds; a simulation passes its own.
-        is_restarted: whether somebody starts its process again when the scorer hangs.
+        is_restarted: whether somebody starts its process again when the scorer hangs or is broken.
 
     Raises:
         ConfigError: an unknown reward or option.
@@ -49,7 +49,7 @@ def build_server(
         source=MediaFiles(store), sink=ScoreFiles(store), max_groups=reward.max_groups, micro_batch=reward.micro_batch,
         retries=reward.retries, on_failure=reward.on_failure, calls=DeadlineCalls(reward.name, reward.deadline_s),
         breaker=Breaker(failures=reward.breaker_failures, pause_s=reward.breaker_pause_s), is_restarted=is_restarted,
-        held=HeldLeases(), gauges=Gauges(),
+        use=reward.use, held=HeldLeases(), gauges=Gauges(),
     )  # fmt: skip
     return server if settings.fake is None else replace(server, micro_batch=FAKE_MICRO_BATCH, calls=DirectCalls())
 

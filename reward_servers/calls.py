@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from common.errors import ScorerHung
 from common.gauges import Gauges
 from common.types import Score
+from reward_servers.breaker import ScorerBroken
 
 GRACE_S: Final = 0.5
 """Beyond the deadline, so that a scorer that keeps the same one by itself can say so."""
@@ -57,6 +58,7 @@ class CountedCalls:
 
     def __init__(self, calls: ScorerCalls, gauges: Gauges) -> None:
         self._calls, self._gauges = calls, gauges
+        self.broken = ""  # what a call said that cannot be answered again in this process
 
     @property
     def hung(self) -> str:
@@ -66,8 +68,12 @@ class CountedCalls:
     def run(self, call: Call, num_images: int) -> list[Score]:
         """Count, call and time, a call that fails or hangs too."""
         self._gauges.add("calls_total", 1)
-        with self._gauges.timed("score_seconds_total"):
-            return self._calls.run(call, num_images)
+        try:
+            with self._gauges.timed("score_seconds_total"):
+                return self._calls.run(call, num_images)
+        except ScorerBroken as error:
+            self.broken = str(error)
+            raise
 
 
 class DeadlineCalls:

@@ -9,6 +9,7 @@ from common.config import StrictModel
 SAME_ENVIRONMENT = "same"
 HTTP_ENVIRONMENT = "http"
 OnFailure = Literal["retry", "drop_sample", "stop"]
+Use = Literal["train", "watch"]
 
 
 class RewardConfig(StrictModel):
@@ -16,13 +17,13 @@ class RewardConfig(StrictModel):
 
     name: str  # of `flowfleet reward ls`, or a dotted path to user code
     weight: float = 1.0
-    use: Literal["train", "watch"] = "train"  # a watch reward is only looked at
+    use: Use = "train"  # a watch reward is only looked at
     tags: tuple[str, ...] = ()  # prompts it applies to; empty = all
     num_servers: int = Field(1, ge=0)
     num_threads: int = Field(1, ge=1)
     num_gpus: float | None = Field(None, ge=0)  # a server, fractions too; None: cluster.reward_gpus
     env: str = SAME_ENVIRONMENT  # same: this Python; a path: another Python, in a child process; http: a server of the open protocol
-    max_groups: int = Field(4, ge=1)  # leased at once
+    max_groups: int = Field(4, ge=1)  # leased at once; fewer while a group takes seconds
     micro_batch: int = Field(16, ge=1)  # images a scorer call
     deadline_s: float = Field(120.0, gt=0, allow_inf_nan=False)  # an image's; a call on n images gets n times as long
     retries: int = Field(2, ge=0)  # of images whose failure may pass, with jittered pauses, before they count as failed

@@ -3,10 +3,11 @@
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from reprlib import repr as short_repr
+from typing import Any, Final, SupportsFloat
 
 import numpy as np
 
@@ -111,9 +112,13 @@ def _score_batch(scorer: Scorer, images: Image, prompts: Sequence[Prompt], calls
     started = time.perf_counter()
     try:
         scores = calls.run(partial(_call, scorer, images, prompts), len(prompts))
+        if not isinstance(scores, Sequence):
+            raise _WrongAnswer(
+                f"scorer {scorer.name} returned {short_repr(scores)} for {len(prompts)} images; it must return a list of Score"
+            )
         if len(scores) != len(prompts):
-            raise _WrongNumber(f"scorer {scorer.name} returned {len(scores)} scores for {len(prompts)} images; it must return one an image")
-    except (_WrongNumber, ScorerHung) as error:
+            raise _WrongAnswer(f"scorer {scorer.name} returned {len(scores)} scores for {len(prompts)} images; it must return one an image")
+    except (_WrongAnswer, ScorerHung) as error:
         return _nulls(str(error), len(prompts))
     except ScorerUnavailable as error:
         return _nulls(reason_of(error), len(prompts), may_pass=True)
@@ -123,14 +128,14 @@ def _score_batch(scorer: Scorer, images: Image, prompts: Sequence[Prompt], calls
         singles = [_score_batch(scorer, images[index : index + 1], prompts[index : index + 1], calls) for index in range(len(prompts))]
         return [score for single in singles for score in single]
     share_s = (time.perf_counter() - started) / len(prompts)
-    return [_checked(score, share_s) for score in scores]
+    return [_checked(scorer.name, score, share_s) for score in scores]
 
 
 def _call(scorer: Scorer, images: Image, prompts: Sequence[Prompt]) -> list[Score]:
     return scorer.score_group(images, prompts[0]) if isinstance(scorer, GroupScorer) else scorer.score(images, prompts)
 
 
-class _WrongNumber(ScorerError):
+class _WrongAnswer(ScorerError):
     """A broken scorer, which a retry would not mend."""
 
 
@@ -138,16 +143,43 @@ def _nulls(error: str, number: int, *, latency_s: float = 0.0, may_pass: bool = 
     return [Score(sample_index=index, value=None, error=error, latency_s=latency_s, may_pass=may_pass) for index in range(number)]
 
 
-def _checked(score: Score, share_s: float) -> Score:
-    """Return the score with its latency filled in, as a null when its value is no finite float32."""
-    latency_s = score.latency_s or share_s
+def _checked(name: str, answer: object, share_s: float) -> Score:
+    """Return the score in plain numbers with its latency filled in; as a null when its value is no finite float32, or it is no Score."""
+    try:
+        score = _plain(name, answer)
+    except _WrongAnswer as error:
+        return Score(sample_index=0, value=None, error=str(error), latency_s=share_s)
+    score = replace(score, latency_s=score.latency_s or share_s)
     if score.value is None:
-        return replace(score, error=score.error or "the scorer gave no reason", latency_s=latency_s)
+        return replace(score, error=score.error or "the scorer gave no reason")
     with np.errstate(over="ignore"):
         is_finite = math.isfinite(score.value) and bool(np.isfinite(np.float32(score.value)))
-    if not is_finite:
-        return replace(score, value=None, error=f"not finite: {score.value}", latency_s=latency_s)
-    return replace(score, value=float(score.value), latency_s=latency_s)
+    return score if is_finite else replace(score, value=None, error=f"not finite: {score.value}")
+
+
+def _plain(name: str, answer: object) -> Score:
+    """Return what the scorer `name` said of one image, its numbers as floats. Raises _WrongAnswer when a score file could not hold it."""
+    if not isinstance(answer, Score):
+        raise _WrongAnswer(f"scorer {name} returned {short_repr(answer)} for an image; it must return a Score (common.types)")
+    details: Any = answer.details
+    if not isinstance(details, Mapping) or not all(isinstance(key, str) for key in details):
+        raise _WrongAnswer(f"scorer {name} returned the details {short_repr(details)}; they must be numbers by name, {{}} for none")
+    if not isinstance(answer.error or "", str):
+        raise _WrongAnswer(f"scorer {name} returned the error {short_repr(answer.error)}; it must be a text: give str(error)")
+    return replace(
+        answer, value=None if answer.value is None else _number(name, "value", answer.value),
+        details={key: _number(name, f"details[{key!r}]", value) for key, value in details.items()},
+        error=answer.error or "", latency_s=_number(name, "latency_s", answer.latency_s or 0.0),
+    )  # fmt: skip
+
+
+def _number(name: str, field_name: str, value: object) -> float:
+    try:
+        if isinstance(value, SupportsFloat):
+            return float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        pass  # several numbers, too large a one, or one on a lost device
+    raise _WrongAnswer(f"scorer {name} returned a Score whose {field_name} is {short_repr(value)}; it must be a number: give float(...)")
 
 
 def reason_of(error: BaseException) -> str:

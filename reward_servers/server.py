@@ -1,28 +1,32 @@
 """The reward server's loop: ask committed groups to score, score in micro-batches, commit a score file, repeat.
 
 What fails is tried again where it may pass; a group that failed whole goes back, a run of them makes the server rest (its breaker);
-a scorer that hangs costs the process, since nothing else ends it.
+a scorer that hangs or is broken for good costs the process, since nothing else ends or mends it.
 """
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from common.errors import AlreadyExists, CorruptFile, Fenced, ScorerHung, StoreError
 from common.gauges import Gauges
-from common.heartbeat import HeldLeases
+from common.heartbeat import Heartbeat, HeldLeases
 from common.protocols import Scorer, ScoringDesk
 from common.types import LeaseKind, MediaBatch, Score, ScoreFile, ScoringLease, Stop, Wait
-from reward_servers.breaker import Breaker, BreakerState
+from reward_servers.breaker import Breaker, BreakerState, ScorerBroken
 from reward_servers.calls import CountedCalls, DirectCalls, ScorerCalls
-from reward_servers.config import OnFailure
+from reward_servers.config import OnFailure, Use
 from reward_servers.guarded import NOT_APPLICABLE, GuardRules, scoring_rounds
 
 _PERMANENT = (CorruptFile, AlreadyExists)
 BREAKER_GAUGE = "breaker_open"  # what common.store.pools reads
 _LEVELS = {BreakerState.CLOSED: 0.0, BreakerState.HALF_OPEN: 0.5, BreakerState.OPEN: 1.0}
 _REST_POLL_S = 1.0  # a resting server still hears that the run ends
+LEASED_WORK_S: Final = 10.0
+"""No lease waits for longer than this and the group before it: groups are served in turn, but the time of each lease
+(schedule.group_timeout_s, past which a server counts as hanging) runs from its grant."""
 
 
 class MediaSource(Protocol):
@@ -53,13 +57,15 @@ class RewardServer:
         scorer: judges.
         source: reads media.
         sink: commits scores.
-        max_groups: leased at once.
+        max_groups: leased at once; fewer where they take longer than LEASED_WORK_S.
         micro_batch: images a scorer call.
         retries: of images whose failure may pass.
         on_failure: what a failed group or image leads to; see RewardConfig.
         calls: runs the scorer's calls, with a deadline or without.
         breaker: says when to rest.
-        is_restarted: whether somebody starts this process again when its scorer hangs; else that ends the run.
+        is_restarted: whether somebody starts this process again when its scorer hangs or is broken; else the one ends the run, and the
+            other rests.
+        use: of the reward; one that watches is started again only if it ever scored, so that it ends no run.
         store_patience_s: how long an unreachable store is tried again before a lease is given back as failed.
         held: lease ids that the heartbeat keeps alive.
         gauges: what the heartbeat reports.
@@ -80,27 +86,30 @@ class RewardServer:
     calls: ScorerCalls = field(default_factory=DirectCalls)
     breaker: Breaker = field(default_factory=Breaker)
     is_restarted: bool = False
+    use: Use = "train"
     store_patience_s: float = 120.0
     held: HeldLeases = field(default_factory=HeldLeases)
     gauges: Gauges = field(default_factory=Gauges)
     clock: Callable[[], float] = time.monotonic
 
-    def run_until_stopped(self, sleep: Callable[[float], None]) -> None:
-        """Drive the loop until the desk says Stop, sleeping between its waits."""
-        for wait in scoring_loop(self):
-            with self.gauges.timed("waiting_seconds_total"):
-                sleep(wait.seconds)
+    def run_until_stopped(self, sleep: Callable[[float], None], heartbeat: Heartbeat | None = None) -> None:
+        """Drive the loop until the desk says Stop, sleeping between its waits. Raises what ended it, or what ended the heartbeat."""
+        with heartbeat or nullcontext():
+            for wait in scoring_loop(self, heartbeat):
+                with self.gauges.timed("waiting_seconds_total"):
+                    sleep(wait.seconds)
 
     def beat(self) -> None:
         """Keep the held leases alive and hand over the gauges, out of turn or without a heartbeat (--local)."""
         self.desk.beat(self.slot, self.held.snapshot(), self.gauges.snapshot())
 
 
-def scoring_loop(server: RewardServer) -> Iterator[Wait]:
+def scoring_loop(server: RewardServer, heartbeat: Heartbeat | None = None) -> Iterator[Wait]:
     """Score until the desk says Stop; yield whenever there is nothing to do.
 
     Args:
         server: whose loop this is.
+        heartbeat: looked at before each ask, a busy server's too: without it leases expire. None: the caller beats.
 
     Yields:
         How long to wait, and for what.
@@ -108,10 +117,13 @@ def scoring_loop(server: RewardServer) -> Iterator[Wait]:
     Raises:
         Fenced: a later incarnation owns the run.
         ScorerHung: the scorer hangs; every lease was given back, and this process must end.
+        ScorerBroken: the same, since it scores nothing any more.
     """
-    told = BreakerState.CLOSED
+    told, group_s = BreakerState.CLOSED, 0.0
     while True:
-        limit = server.breaker.admits(server.max_groups)
+        if heartbeat is not None:
+            heartbeat.check()
+        limit = server.breaker.admits(_num_groups(server, group_s))
         if server.breaker.state is not told:
             told = _tell_breaker(server)
         answer = server.desk.ask_scoring(server.slot, server.reward, limit)
@@ -120,11 +132,25 @@ def scoring_loop(server: RewardServer) -> Iterator[Wait]:
         if isinstance(answer, Wait) or not answer:
             yield answer if limit and isinstance(answer, Wait) else _rest(server)
             continue
-        yield from _serve_all(server, answer)
+        group_s = yield from _serve_all(server, answer)
         if server.calls.hung:
             if server.is_restarted:
                 raise ScorerHung(server.calls.hung)
             return
+        if _must_end(server):
+            raise ScorerBroken(
+                f"reward {server.reward}: {server.breaker.broken}; a process that scores nothing any more is ended and started again; "
+                "if that does not help, mend the scorer"
+            )
+
+
+def _num_groups(server: RewardServer, group_s: float) -> int:
+    """How many groups to ask for when the last took so many seconds each."""
+    return server.max_groups if group_s * server.max_groups <= LEASED_WORK_S else max(1, int(LEASED_WORK_S / group_s))
+
+
+def _must_end(server: RewardServer) -> bool:
+    return bool(server.breaker.broken) and server.is_restarted and (server.use == "train" or server.breaker.has_scored)
 
 
 def _tell_breaker(server: RewardServer) -> BreakerState:
@@ -140,16 +166,26 @@ def _rest(server: RewardServer) -> Wait:
     return Wait(seconds=min(left_s, _REST_POLL_S), reason=reason)
 
 
-def _serve_all(server: RewardServer, leases: Sequence[ScoringLease]) -> Iterator[Wait]:
-    """Serve leases in turn; once the breaker opened or the scorer hangs, the rest goes back unharmed."""
+def _serve_all(server: RewardServer, leases: Sequence[ScoringLease]) -> Generator[Wait, None, float]:
+    """Serve leases in turn; once the breaker opened, the scorer hangs or LEASED_WORK_S is over, the rest goes back unharmed.
+
+    Returns:
+        The mean seconds of a group that was served.
+    """
     for lease in leases:
         server.held.add(lease.lease_id)
+    began, num_served, served_s = server.clock(), 0, 0.0
     for lease in leases:
         if server.breaker.state is BreakerState.OPEN or server.calls.hung:
             server.desk.return_scoring(lease.lease_id, server.calls.hung or server.breaker.last_error)
+        elif served_s > LEASED_WORK_S:
+            reason = f"what came before it took {served_s:.0f} s; a reward server keeps no lease waiting for more than {LEASED_WORK_S:g} s"
+            server.desk.return_scoring(lease.lease_id, reason)
         else:
             yield from _serve(server, lease)
+            num_served, served_s = num_served + 1, server.clock() - began
         server.held.discard(lease.lease_id)
+    return served_s / max(1, num_served)
 
 
 def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
@@ -187,10 +223,11 @@ def _scores(server: RewardServer, lease: ScoringLease) -> Generator[Wait, None, 
             f"reward server {server.slot}: {lease.media_path} holds {len(images)} images for {len(prompts)} prompts; "
             "a scoring lease names one prompt an image"
         )
-    rules = GuardRules(
-        micro_batch=server.micro_batch, retries=server.retries, calls=CountedCalls(server.calls, server.gauges), clock=server.clock
-    )
+    calls = CountedCalls(server.calls, server.gauges)
+    rules = GuardRules(micro_batch=server.micro_batch, retries=server.retries, calls=calls, clock=server.clock)
     scores = yield from scoring_rounds(server.scorer, images, prompts, rules)
+    if calls.broken:
+        server.breaker.gave_up(calls.broken)
     server.gauges.add("images_total", len(images))
     for score in _failures(scores):
         server.gauges.add("null_scores_total", 1, reason=score.error)
@@ -214,11 +251,12 @@ def _gives_back(server: RewardServer, lease: ScoringLease, scores: Sequence[Scor
         return False
     error, may_pass = failures[0].error, all(score.may_pass for score in failures)
     hung = server.calls.hung
+    is_lost = bool(hung) or _must_end(server)
     is_whole = all(score.value is None for score in scores) and (lease.kind is LeaseKind.TRAIN or may_pass)
     is_probe = server.breaker.state is BreakerState.HALF_OPEN
     if is_whole:
-        server.breaker.failed(error)
-    elif any(score.value is not None for score in scores):
+        server.breaker.failed(error, may_pass=may_pass)
+    elif any(score.value is not None for score in scores) and not is_lost:
         server.breaker.succeeded()
     if server.on_failure == "stop" or (hung and not server.is_restarted):
         place = (
@@ -227,7 +265,7 @@ def _gives_back(server: RewardServer, lease: ScoringLease, scores: Sequence[Scor
             else f"evaluation sheet {lease.number}"
         )
         server.desk.stop_scoring(lease.lease_id, f"{place} could not be scored: {hung or error}")
-    elif server.on_failure == "drop_sample" or not (is_whole or hung):
+    elif server.on_failure == "drop_sample" or not (is_whole or is_lost):
         return False
     elif is_probe and may_pass and lease.kind is LeaseKind.TRAIN:  # trying whether the server is back costs the group nothing
         server.desk.return_scoring(lease.lease_id, error)

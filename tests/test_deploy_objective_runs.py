@@ -1,12 +1,14 @@
 """The objectives' comparison: levels, medians, ratios and the table, by hand."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.errors import UserError
+from common.errors import Interrupted, UserError
+from common.store.run_store import RunStore
 from deploy import objective_runs
 from deploy.objective_runs import (
     REFERENCE,
@@ -24,6 +26,7 @@ from deploy.objective_runs import (
     table_lines,
     trial_score,
 )
+from tests.test_deploy_results import spend
 
 
 def facts(*points: tuple[float, float], train: tuple[float | None, ...] = ()) -> dict[str, Any]:
@@ -106,3 +109,53 @@ def test_the_plot_has_a_panel_a_family_with_the_reference_in_both() -> None:
     assert legends == [["grpo-full", "guard"], ["grpo-full", "nft"]]
     assert [len(axes.lines) for axes in (steps, latents)] == [3, 3]
     assert steps.lines[0].get_xydata().tolist() == [[0, 0.6], [5, 0.70]]
+
+
+def test_a_comparisons_interrupted_run_goes_on_with_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(objective_runs, "RAW", tmp_path / "raw")
+    monkeypatch.setattr("deploy.results.run_session", lambda config, options, console: asked.append(config.schedule.time_limit_s))
+    store = RunStore(str(tmp_path / "runs" / "objectives" / "tiny-geneval-nft-s1"))
+    spend(store, update=1, seconds=100.0)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'trial_minutes = 1\nrun_minutes = 2\nevaluate_every = 1\n[[objective]]\nrecipe = "tiny-geneval-nft"\n', encoding="utf-8"
+    )
+    monkeypatch.setattr(objective_runs, "comparison_facts", lambda *given: {"command": given[3]})
+    objective_runs.run(plan, None)
+    assert asked == [20.0]
+    command = json.loads((tmp_path / "raw" / "tiny-geneval-nft-s1.json").read_text())["command"]
+    assert "--set schedule.time_limit_s=120 " in command  # of the whole run, as who repeats it would give it
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy: it runs a module that tests import, too
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            Interrupted("SIGTERM came; the same command goes on"),
+            130,
+            "stopped, the state is saved: SIGTERM came; the same command goes on\n",
+        ),
+        (UserError("prompts: no such file"), 2, "error: prompts: no such file\n"),
+    ],
+)
+def test_what_ends_a_comparison_is_one_line_and_its_exit_code(
+    error: Exception, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deploy.results.run_session", refuse)
+    plan = tmp_path / "plan.toml"
+    recipe = "tiny-geneval-tempflow"  # the one objective; its raw file must not be there, or nothing would be run
+    plan.write_text(
+        f'trial_minutes = 1\nrun_minutes = 2\nevaluate_every = 1\n[[objective]]\nrecipe = "{recipe}"\nseeds = [987]\n', encoding="utf-8"
+    )
+    monkeypatch.setattr("sys.argv", ["objective_runs", "run", "--plan", str(plan)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("deploy.objective_runs", run_name="__main__")
+    assert ended.value.code == code
+    assert capsys.readouterr().err == words

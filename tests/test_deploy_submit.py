@@ -29,7 +29,7 @@ from tests.run_fixtures import QUIET
 from tests.test_deploy_ray import small_sets
 
 TINY = load_config("tiny-geneval", [])
-JOB = Submission(entrypoint="python -m deploy.cli train tiny-geneval", working_dir=None)
+JOB = Submission(entrypoint="python -m deploy.cli train tiny-geneval", working_dir=None, stop_wait_s=60)
 
 
 @dataclass
@@ -71,7 +71,10 @@ def test_the_entrypoint_is_the_same_train_command_with_every_argument_quoted() -
     )
 
 
-def test_the_environment_that_travels_holds_the_checkout_and_a_stop_deadline_and_nothing_of_the_submitter() -> None:
+def test_the_environment_that_travels_holds_the_checkout_and_a_stop_deadline_and_nothing_of_the_submitter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deploy.submit.commit", lambda: "0123abcd+changes")
     planted = secrets.token_hex(16)
     os.environ["HF_TOKEN"] = planted
     try:
@@ -80,9 +83,25 @@ def test_the_environment_that_travels_holds_the_checkout_and_a_stop_deadline_and
     finally:
         del os.environ["HF_TOKEN"]
     assert planted not in repr(environment) + plan.entrypoint
-    assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "660", "FLOWFLEET_COMMIT": "0123abcd+changes"}
     assert environment["working_dir"] == str(PROJECT)
     assert {".git", ".venv", "runs"} <= set(environment["excludes"])
+
+
+@pytest.mark.parametrize(("upload", "found"), [(True, "unknown"), (False, "0123abcd")])
+def test_no_commit_travels_that_is_not_known_to_be_the_jobs(upload: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an upload the image's own word stands: what runs there is its checkout, not the submitter's."""
+    monkeypatch.setattr("deploy.submit.commit", lambda: found)
+    plan = plan_submission("tiny-geneval", TINY, run_dir="/shared/run", upload=upload)
+    assert "FLOWFLEET_COMMIT" not in plan.runtime_env["env_vars"]
+
+
+@pytest.mark.parametrize(("drain_s", "wait_s"), [("600", 660), ("1800", 1860), ("0.5", 61)])
+def test_a_stopped_job_is_given_the_runs_own_drain_and_a_minute(drain_s: str, wait_s: int) -> None:
+    """Ray kills the driver after whole seconds; a drain that was cut short would lose the update in hand."""
+    config = load_config("tiny-geneval", [f"cluster.drain_timeout_s={drain_s}"])
+    plan = plan_submission("tiny-geneval", config, run_dir="/shared/run")
+    assert plan.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(wait_s)
 
 
 def test_the_module_that_the_entrypoint_names_is_the_command_line() -> None:
@@ -125,6 +144,19 @@ def test_an_interrupt_stops_the_job_waits_for_its_end_and_gives_130() -> None:
     assert submit(jobs, JOB, QUIET) == 130
     assert jobs.stopped == ["job-1"]
     assert jobs.states == [("STOPPED", None)]
+
+
+def test_the_readmes_line_of_ray_job_submit_gives_the_same_deadline() -> None:
+    deadline = plan_submission("tiny-geneval", TINY, run_dir="/shared/run").runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert f'"RAY_JOB_STOP_WAIT_TIME_S": "{deadline}"' in (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def test_after_an_interrupt_the_submitter_waits_as_long_as_the_job_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("deploy.submit.time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s)))
+    patient = Submission(entrypoint=JOB.entrypoint, working_dir=None, stop_wait_s=1860)
+    with pytest.raises(FlowfleetError, match="still RUNNING 1890 s"):  # 30 s more until Ray says so
+        submit(FakeJobs(states=[("RUNNING", None)], interrupt=True), patient, QUIET)
 
 
 def test_a_job_that_never_reaches_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.errors import ConfigError, ScorerError
+from common.errors import ConfigError, ScorerError, ScorerHung
 from common.types import Prompt, Score
 from reward_servers.guarded import score_guarded
 from reward_servers.wire.child import ChildScorer, ChildSettings
@@ -468,8 +468,9 @@ def test_a_child_that_dies_again_and_again_is_given_up(child: ChildScorer) -> No
     for _ in range(4):
         with pytest.raises(ScorerError) as caught:
             child.score(IMAGES[:1], poison)
-        errors.append(str(caught.value))
-    assert ["failed 2 times without a score" in error for error in errors] == [False, False, True, True]
+        errors.append(caught.value)
+    assert ["failed 2 times without a score" in str(error) for error in errors] == [False, False, True, True]
+    assert [isinstance(error, ScorerHung) for error in errors] == [False, False, True, True]  # what costs the server its process
 
 
 def test_a_childs_complaint_is_the_users_error() -> None:

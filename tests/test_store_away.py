@@ -96,6 +96,27 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(tmp_pat
         store.list()
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_temporary_file_whose_writer_finishes_during_a_sweep_is_passed_over(
+    look: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stat = RunStore(str(tmp_path)), Path.stat
+    store.create_exclusive("groups/a", b"1", writer_id="w")
+    busy, looks = tmp_path / "groups" / ".b.w.1234.tmp", []
+    busy.write_bytes(b"half")
+
+    def racing(file: Path, **options: Any) -> os.stat_result:
+        if file == busy:
+            looks.append(file)
+            if len(looks) == look:
+                busy.unlink(missing_ok=True)
+        return stat(file, **options)
+
+    monkeypatch.setattr(Path, "stat", racing)
+    store.sweep(older_than_s=3600.0)
+    assert store.list() == ["groups/a"]
+
+
 def test_patience_ends_with_the_refusal_and_a_missing_file_needs_none(tmp_path: Path) -> None:
     naps: list[float] = []
 

@@ -169,7 +169,11 @@ class LocalFiles:
             if not path.endswith(TEMPORARY_SUFFIX):
                 continue
             file = self.root / path
-            if file.exists() and now - file.stat().st_mtime > older_than_s:
+            try:
+                is_old = now - file.stat().st_mtime > older_than_s
+            except FileNotFoundError:  # its writer has just finished
+                continue
+            if is_old:
                 file.unlink(missing_ok=True)
                 swept.append(path)
         return swept

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import StoreError
+from common.heartbeat import MICRO_BATCHES
 from common.logs import get_logger
 from common.metrics import RunMetrics
 from common.store import paths
@@ -214,7 +215,9 @@ class Coordinator:
                 outlived = _TRAIN_LEASE.fullmatch(lease_id)
                 if outlived and now < self._settled_at:
                     self._ledger.readopt(int(outlived[1]), lease_id, slot, now)
-            self._state.totals.heard(slot, metrics, self._state.pools.reward_of(slot))
+            grown = self._state.totals.heard(slot, metrics, self._state.pools.reward_of(slot))
+            if grown.get(MICRO_BATCHES, 0.0) > 0:  # an update in progress is no stall, though it commits nothing until its end
+                self._state.end.progress(now)
 
     # ---- ScoringDesk
 
@@ -267,6 +270,7 @@ class Coordinator:
         self._state.expire()
         try:
             self._state.settle()
+            self._state.request_evaluations()
             if self._looking.acquire(blocking=False):  # a tick that the driver gave up on may still look
                 try:
                     self._watches.look()

@@ -46,12 +46,14 @@ class RunEnd:
     def __init__(self, *, started: float, time_limit_s: float | None, stall_timeout_s: float) -> None:
         self._time_limit_s, self._started = time_limit_s, started
         self._stall_timeout_s = stall_timeout_s
-        self._progress = started
+        self._progress = self._learnt = started
         self.outcome = Outcome(kind=EndKind.RUNNING, reason="running")
 
-    def progress(self, now: float) -> None:
-        """A file was committed or a version published."""
+    def progress(self, now: float, *, learns: bool = False) -> None:
+        """A file was committed, or a micro-batch learnt. learns: it was a manifest or a policy version."""
         self._progress = now
+        if learns:
+            self._learnt = now
 
     def idle_s(self, now: float) -> float:
         """Seconds since the last progress, or since the start."""
@@ -69,6 +71,11 @@ class RunEnd:
         """Seconds without progress since `since`, when they pass the limit; else None."""
         idle = now - max(since, self._progress)
         return idle if idle > self._stall_timeout_s else None
+
+    def barren_for(self, now: float) -> float | None:
+        """Seconds since the last manifest or policy version, when they pass the limit; else None."""
+        barren = now - self._learnt
+        return barren if barren > self._stall_timeout_s else None
 
     def finish(self, kind: EndKind, reason: str, gate: str = "drops") -> None:
         """Set the outcome; the first one stands. gate: which guard, when one ends it."""

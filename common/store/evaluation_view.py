@@ -34,8 +34,15 @@ class EvaluationView:
             self._metrics.replace("evaluation_score", {(reward, task, snapshot): mean for (reward, task), mean in means.items()})
             self._metrics.replace("evaluation_version", {(snapshot,): result["version"]})
 
-    def restore(self, store: RunStore, board: EvalBoard) -> None:
-        """Show what earlier starts evaluated by the protocol of this one; a damaged result is said and left out. Raises StoreError."""
+    def restore(self, store: RunStore, board: EvalBoard) -> set[int]:
+        """Show what earlier starts evaluated by the protocol of this one; a damaged result is said and left out.
+
+        Returns:
+            The versions whose result is there, a damaged one's too: it stands until its folder is removed.
+
+        Raises:
+            StoreError: the store refused.
+        """
         names = {path: name for path in store.list(paths.EVAL) if (name := paths.parse_eval(path)) is not None}
         results = {name.version for path, name in names.items() if path == paths.result_path(board.directory_of(name.version))}
         for version in sorted({0, max(results)} & results) if results else ():
@@ -49,6 +56,7 @@ class EvaluationView:
                     "an evaluation is not shown: store: %s: is no evaluation's result (%r); remove the folder, and the version is evaluated again",
                     paths.result_path(directory), error,
                 )  # fmt: skip
+        return results
 
 
 def _means(result: Mapping[str, Any]) -> dict[tuple[str, ...], float]:

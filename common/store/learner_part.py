@@ -36,7 +36,7 @@ class LearnerPart:
             if not isinstance(answer, Wait):
                 self._state.learner_waits_since = None
         if isinstance(answer, Stop):
-            self._state.request_evaluations()
+            self._state.attempt(self._state.request_evaluations)
         return answer
 
     def _answer_learner(self, update: int) -> Manifest | Wait | Stop:
@@ -86,7 +86,7 @@ class LearnerPart:
             self._state.last_manifest = manifest
         if is_news:
             observe_staleness(self._state.metrics, manifest)
-        self._state.moved()
+        self._state.moved(learns=True)
         return manifest
 
     def _let_learner_wait(self, now: float, reason: str = "") -> Wait | Stop:
@@ -116,14 +116,17 @@ class LearnerPart:
                 raise Fenced(f"coordinator: v{version} is of incarnation {publication.adapter.incarnation}; {self._state.incarnation} runs")
             if version > last or not self._state.store.exists(publication.path):
                 raise StoreError(f"coordinator: v{version} at {publication.path} has no file or no manifest; publish after writing it")
-            self._state.moved()
+            self._state.moved(learns=True)
         with self._state.lock:
             self._state.publications.add(publication)
             self._state.ledger.published(version)
-            self._state.request_evaluations()
+        self._state.attempt(self._state.request_evaluations)
 
     def finish_update(self, update: int, metrics: Mapping[str, float]) -> bool:
-        """Announce that history of `update` is durable, with its metrics; old files are retired. Returns whether a state is wanted."""
+        """Announce that history of `update` is durable, with its metrics; old files are retired. Returns whether a state is wanted.
+
+        What the store refuses to list or remove is retired after the next update.
+        """
         with self._state.lock:
             self._state.finished_update = max(self._state.finished_update, update)
             self._state.fleet.worked("learner")
@@ -131,6 +134,9 @@ class LearnerPart:
             self._state.sensors.announced(update)
             leased = self._state.ledger.leases.versions() | self._state.board.leases.versions()
             protected = leased | self._state.pinned_versions()
+        self._state.attempt(lambda: self._retire(update, protected))
+        return self._state.retention.is_state_wanted
+
+    def _retire(self, update: int, protected: set[int]) -> None:
         self._state.retention.retire_adapters(protected)
         self._state.retention.retire_groups(update, lambda _: self._state.write_status())
-        return self._state.retention.is_state_wanted

@@ -221,6 +221,13 @@ class Ledger:
         start = max(self._guard_start, self._next_number - 2 * self.settings.groups_per_update)
         return cause_to_stop([self._dropped[n] for n in range(start, self._next_number) if n in self._dropped], self.settings)
 
+    def flat_in_a_row(self) -> int:
+        """How many groups of this incarnation were dropped as flat since the last manifest; 0 when one is ready to train."""
+        if any(self.state(number) is GroupState.READY for number in self._active):
+            return 0
+        recent = (drop for n, drop in self._dropped.items() if n >= self._guard_start and n not in self._reported_drops)
+        return sum(drop.reason == "flat" for drop in recent)
+
     def wanted_scores(self, reward: str) -> list[ScoreKey]:
         """What a reward has to score, lowest number first."""
         return [key for number in sorted(self._active) for key in self._unscored(self._active[number]) if key.reward == reward]

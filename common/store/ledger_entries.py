@@ -73,6 +73,7 @@ class GroupFile:
     path: str
     version: int  # policy version that sampled it
     num_bytes: int
+    drawn_for: tuple[str, str] | None = field(default=None, compare=False)  # id and text of its prompt, where the file was read back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

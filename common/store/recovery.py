@@ -12,13 +12,13 @@ from common.store.ledger_scoring import ScoreKey
 from common.store.manifests import read_drop, read_manifest
 from common.store.run_store import RunStore
 from common.store.scores import read_scores
-from common.types import Drop, Manifest, Publication, ScoreFile
+from common.types import Drop, Manifest, Prompt, Publication, ScoreFile
 
 _log = get_logger("store")
 
 
-def read_listing(store: RunStore) -> Listing:
-    """Return what the run directory says.
+def read_listing(store: RunStore, prompt_for: Callable[[int], Prompt]) -> Listing:
+    """Return what the run directory says. An unsettled group drawn for another prompt than its number's is left out, and made again.
 
     Raises:
         CorruptFile: a manifest, drop, unsettled group or score file breaks its schema.
@@ -33,7 +33,9 @@ def read_listing(store: RunStore) -> Listing:
     for path, num_bytes in sorted(store.sizes(paths.GROUPS).items()):
         name = paths.parse_group(path)
         if name is not None and name.number not in settled:
-            groups.append(group_file(store, path, num_bytes))
+            file = group_file(store, path, num_bytes)
+            if _is_drawn_for(file, prompt_for(file.number)):
+                groups.append(file)
     known = {(group.number, group.lease_id) for group in groups}
     summaries = []
     for path in store.list(paths.SCORES):
@@ -45,6 +47,16 @@ def read_listing(store: RunStore) -> Listing:
 
 def _settled(manifests: Iterable[Manifest], drops: Iterable[Drop]) -> set[int]:
     return {group.number for manifest in manifests for group in manifest.groups} | {drop.number for drop in drops}
+
+
+def _is_drawn_for(file: GroupFile, prompt: Prompt) -> bool:
+    if file.drawn_for == (prompt.id, prompt.text):
+        return True
+    _log.warning(
+        "recovery: %s was drawn for prompt %s, and number %d is now %s: it is left out, and the number is drawn again; the prompt file, "
+        "its order or run.seed changed since; restore them to use it", file.path, file.drawn_for, file.number, (prompt.id, prompt.text),
+    )  # fmt: skip
+    return False
 
 
 def newest_version(store: RunStore) -> int | None:
@@ -68,8 +80,9 @@ def group_file(store: RunStore, path: str, num_bytes: int) -> GroupFile:
     """Return what the ledger needs of a group file, from its content. Raises CorruptFile."""
     described = read_group_metadata(store, path)
     return GroupFile(
-        number=described["number"], lease_id=described["lease_id"], path=path, version=described["adapter"]["version"], num_bytes=num_bytes
-    )
+        number=described["number"], lease_id=described["lease_id"], path=path, version=described["adapter"]["version"], num_bytes=num_bytes,
+        drawn_for=(described["prompt"]["id"], described["prompt"]["text"]),
+    )  # fmt: skip
 
 
 def score_summary(store: RunStore, path: str) -> ScoreSummary:

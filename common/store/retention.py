@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from common.errors import StoreError
 from common.logs import get_logger
 from common.store import paths
 from common.store.config import StoreConfig
@@ -77,8 +78,13 @@ class Retention:
             total -= sum(sizes[path] for path in files)
             gone += files
         if update != self.retired_through:
+            before = self.retired_through, self._retired_numbers
             self.retired_through, self._retired_numbers = update, bound
-            announce(update)
+            try:
+                announce(update)
+            except StoreError:  # nothing left: the next call announces again, before anything goes
+                self.retired_through, self._retired_numbers = before
+                raise
         for path in gone:
             self._store.remove(path)
         self.bytes_by_kind = {paths.GROUPS: total - sum(others.values()), **others}

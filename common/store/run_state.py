@@ -47,7 +47,7 @@ class RunState:
     ) -> None:  # fmt: skip
         self.store, self.settings, self.incarnation, self.prompt_for, self.clock = store, settings, incarnation, prompt_for, clock
         self.lock = threading.RLock()
-        self.ledger = Ledger.rebuild(read_listing(store), settings.ledger, prompt_for)
+        self.ledger = Ledger.rebuild(read_listing(store, prompt_for), settings.ledger, prompt_for)
         self.board = EvalBoard(settings.protocol, settings.ledger)
         self.publications = Publications(lambda version: recall(store, read_publication, version))
         self.pulse, self.fleet = Pulse(clock()), FleetPart()
@@ -59,7 +59,7 @@ class RunState:
         self.score_counts = ScoreCounts(self.metrics, names)
         self.totals = SlotTotals(self.metrics, names, is_restart=self.ledger.counts()["issued"] > 0)
         self._evaluations = EvaluationView(self.metrics)
-        self._evaluations.restore(store, self.board)
+        self._evaluated = self._evaluations.restore(store, self.board)  # versions whose result is durable
         self.retention = Retention(
             store, settings.store, max_staleness=schedule.max_staleness, retired_through=status.retired_through if status else 0
         )
@@ -96,8 +96,12 @@ class RunState:
 
     def try_settle(self) -> None:
         """Settle; a store that is away is noted, and the next tick tries again. Raises what waiting cannot mend."""
+        self.attempt(self.settle)
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step that is taken again later; a store that is away is noted. Raises what waiting cannot mend."""
         try:
-            self.settle()
+            step()
         except PERMANENT:
             raise
         except StoreError as error:
@@ -118,10 +122,10 @@ class RunState:
             if directive.ended is not None:
                 self.end.finish(directive.ended.kind, directive.ended.reason)
 
-    def moved(self) -> None:
-        """A file was committed or a version published: the run is alive."""
+    def moved(self, *, learns: bool = False) -> None:
+        """A file was committed: the run is alive. learns: a manifest or a policy version."""
         with self.lock:
-            self.end.progress(self.clock())
+            self.end.progress(self.clock(), learns=learns)
 
     def settle(self) -> None:
         """Write the drops and null scores that the ledger calls for, then the results of finished evaluations."""
@@ -182,26 +186,41 @@ class RunState:
     # ---- evaluations
 
     def _is_due(self, version: int) -> bool:
-        evaluation, newest = self.settings.protocol.config, self.ledger.newest_version
-        if not self.board.is_enabled or self.store.exists(paths.result_path(self.board.directory_of(version))):
-            return False
+        """Whether the rules want a version evaluated, and nobody has; asks no file."""
+        evaluation = self.settings.protocol.config
         at_start = version == 0 and evaluation.at_start
         regular = evaluation.every > 0 and version > 0 and version % evaluation.every == 0
-        last = version == self.settings.schedule.num_updates or (self.learner_done and version == newest)
-        return at_start or regular or last
+        last = version == self.ledger.newest_version and self._is_learnt()
+        return self.board.is_enabled and version not in self._evaluated and (at_start or regular or last)
+
+    def _is_learnt(self) -> bool:
+        """Whether no further version will come."""
+        return self.learner_done or (self.ledger.newest_version or 0) >= self.settings.schedule.num_updates
+
+    def _note_due(self) -> None:
+        newest = self.ledger.newest_version
+        if newest is not None and self._is_due(newest):
+            self._due.add(newest)
 
     def request_evaluations(self) -> None:
-        """Begin the evaluations that are due and whose publication is known; sheets and scores that exist are kept."""
+        """Begin the evaluations that are due and whose publication is known; sheets and scores that exist are kept. Raises StoreError."""
         with self.lock:
-            newest = self.ledger.newest_version
-            if newest is not None and self._is_due(newest):
-                self._due.add(newest)
-            found = [publication for version in sorted(self._due) if (publication := self.publications.get(version)) is not None]
-            begun = [evaluation for publication in found if (evaluation := self.board.request(publication)) is not None]
-            for evaluation in begun:
-                restore_sheets(self.store, self.board, evaluation.directory)
-        if begun:
+            self._note_due()
+            waiting = [version for version in sorted(self._due) if self.board.get(self.board.directory_of(version)) is None]
+            found = [publication for version in waiting if (publication := self.publications.get(version)) is not None]
+            for publication in found:
+                self._begin(publication)
+        if found:
             self._finish_evaluations()
+
+    def _begin(self, publication: Publication) -> None:
+        evaluation = self.board.request(publication)
+        assert evaluation is not None, "only what is due and not under way is begun"
+        try:
+            restore_sheets(self.store, self.board, evaluation.directory)
+        except StoreError:
+            self.board.close(evaluation.directory)
+            raise
 
     def pinned_versions(self) -> set[int]:
         """Policy versions that evaluations still need."""
@@ -217,6 +236,7 @@ class RunState:
                 with self.lock:
                     self.board.close(evaluation.directory)
                     self._due.discard(evaluation.publication.adapter.version)
+                    self._evaluated.add(evaluation.publication.adapter.version)
                     self.verdict = f"v{result['version']} " + " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
                     self.end.progress(self.clock())
                 self._evaluations.take(result)
@@ -242,10 +262,11 @@ class RunState:
             said = [*ill, unhealthy] if ill else [unhealthy, self.pools.last_error()]
             sentence = "; ".join(text for text in said if text)
             self.end.finish(EndKind.GUARD, sentence, gate="reward" if ill else "drops")
-        all_published = (self.ledger.newest_version or 0) >= self.settings.schedule.num_updates
-        if not (all_published or self.learner_done):
+        if not self._is_learnt():
             return
+        self._note_due()
         if not self._due and not self.board.pending():
+            all_published = (self.ledger.newest_version or 0) >= self.settings.schedule.num_updates
             kind = EndKind.DONE if all_published else EndKind.TIME_LIMIT
             self.end.finish(kind, "all updates are done" if all_published else "the time limit has passed")
             return
@@ -261,6 +282,7 @@ class RunState:
                 cause = f"the ledger lost count of {error} groups; this is a fault of flowfleet: `flowfleet audit` says whether any was used twice"
                 self.end.finish(EndKind.GUARD, cause, gate="conservation")
             self.conclude()
+            self._conclude_flat(now)
             idle = self.end.stalled_for(float("-inf"), now)
             if idle is None or self.end.outcome.is_over:
                 return
@@ -270,6 +292,19 @@ class RunState:
             self.end.finish(
                 EndKind.STALL, f"{cause}, and nothing was committed for {idle:.0f} s{trouble}; mend what hangs, or raise "
                 "schedule.stall_timeout_s if it is only slow; the same command goes on",
+            )  # fmt: skip
+
+    def _conclude_flat(self, now: float) -> None:
+        """End a run that replaces flat groups and gets no others: every drop is a commit, so it would never count as a stall."""
+        barren = self.end.barren_for(now)
+        if barren is None or self._is_learnt() or self.end.is_closing(now):
+            return
+        num_flat = self.ledger.flat_in_a_row()
+        if num_flat >= self.settings.groups_per_update:
+            self.end.finish(
+                EndKind.GUARD, f"{num_flat} groups in a row were dropped as flat (every train reward gave all samples of a group the same score) "
+                f"and no manifest was made for {barren:.0f} s; the reward is saturated or constant: train on harder prompts or another reward, "
+                "raise schedule.stall_timeout_s if a group is only rarely not flat, or set schedule.replace_flat_groups = false", gate="flat",
             )  # fmt: skip
 
     def write_status(self, state: str = "running", reason: str = "") -> None:

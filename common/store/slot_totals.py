@@ -42,8 +42,8 @@ class SlotTotals:
         for name in rewards:
             metrics.count("reward_calls_total", 0, name)
 
-    def heard(self, slot: str, totals: Mapping[str, float], reward: str = "") -> None:
-        """A slot's heartbeat. reward: whose server it is, "" for the other roles."""
+    def heard(self, slot: str, totals: Mapping[str, float], reward: str = "") -> Mapping[str, float]:
+        """Take a slot's heartbeat, and return by how much each of its totals grew. reward: whose server it is, "" for the other roles."""
         grown = self._growth(slot, totals)
         role = slot.partition(".")[0]
         for name, phase in PHASES.get(role, {}).items():
@@ -52,6 +52,7 @@ class SlotTotals:
             self._metrics.count("rollout_images_total", grown.get("images_total", 0.0), slot)
         if reward:
             self._metrics.count("reward_calls_total", grown.get("calls_total", 0.0), reward)
+        return grown
 
     def keep(self, slots: Collection[str]) -> None:
         """Forget the slots that are gone, with their series."""

@@ -23,7 +23,7 @@ class SnapshotChoice(StrEnum):
 
 def eval_command(
     target: Annotated[
-        str, typer.Argument(help="a run directory, an exported LoRA (peft or diffusers) or a base model (both need --recipe)")
+        str, typer.Argument(help="a run directory, an exported LoRA (peft, diffusers or kohya) or a base model (both need --recipe)")
     ],
     *,
     recipe: Annotated[str | None, typer.Option(help="the recipe whose protocol and rewards judge; a run's own by default")] = None,

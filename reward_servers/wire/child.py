@@ -18,6 +18,7 @@ from typing import IO, Any, Final, Self
 from common.errors import ConfigError, ScorerError
 from common.logs import get_logger
 from common.types import Prompt, Score
+from reward_servers.breaker import ScorerBroken
 from reward_servers.scorers.base import Image, PlainScorer
 from reward_servers.wire.http_client import HttpScorer
 from reward_servers.wire.messages import READY_PATH
@@ -90,7 +91,8 @@ class ChildScorer(PlainScorer):
 
         Raises:
             ScorerUnavailable: the child did not answer in time.
-            ScorerError: it died over the batch, whose images can then be tried one by one; or it was closed or given up.
+            ScorerError: it died over the batch, whose images can then be tried one by one; or it was closed.
+            ScorerBroken: it was given up, after more than max_restarts deaths in a row without a score.
         """
         child = self._living()
         try:
@@ -125,7 +127,7 @@ class ChildScorer(PlainScorer):
                 self._note_end(self._child)
             if self._num_failures > self._settings.max_restarts:
                 times = f"{self._num_failures} times without a score"
-                raise ScorerError(f"{self.name}: the child process failed {times}; see its messages on standard error, then start again")
+                raise ScorerBroken(f"{self.name}: the child process failed {times}; see its messages on standard error, then start again")
             _LOG.warning("%s: starting the child process again", self.name)
             try:
                 child = _start(self._settings)
