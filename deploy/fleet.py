@@ -151,7 +151,7 @@ class FleetBook:
             del self.slots[slot]
             return f"{slot} left" if kind is SlotEnd.LEFT else f"{slot} ended while it was drained ({cause})"
         lived_s = now - record.since if record.phase is Phase.RUNNING else 0.0
-        if work > record.work or (kind is SlotEnd.LOST and lived_s >= STEADY_S):
+        if work > record.work or (kind is SlotEnd.LOST and lived_s >= STEADY_S and slot != LEARNER):  # a learner's work is an update
             record.crashes = 0
         if kind is not SlotEnd.STORE:
             record.crashes += 1

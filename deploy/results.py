@@ -23,6 +23,7 @@ from deploy.session import run_session
 
 RESULTS = PROJECT / "docs" / "results"
 RUNS = Path("runs") / "results"
+SHORTEST_S = 1.0  # of a start that only evaluates the last version
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 
@@ -36,11 +37,12 @@ def train_for(recipe: str, sets: Sequence[str], run_dir: Path, *, seconds: float
     Raises:
         FlowfleetError: with the exit code that the command ends with.
     """
-    spent = (0.0, *read_history(RunStore(str(run_dir))).elapsed_s)[-1]
-    if spent >= seconds:
+    history = read_history(RunStore(str(run_dir)))
+    spent = (0.0, *history.elapsed_s)[-1]
+    if spent >= seconds and history.updates[-1].update in {evaluation.version for evaluation in history.evaluations}:
         console.print(f"{run_dir} has worked for {spent:.0f} of {seconds:g} s: it is not trained further")
         return
-    given = [*sets, f"schedule.time_limit_s={seconds - spent:g}", "schedule.num_updates=100000"]
+    given = [*sets, f"schedule.time_limit_s={max(seconds - spent, SHORTEST_S):g}", "schedule.num_updates=100000"]
     run_session(load_config(recipe, given), StartOptions(run_dir=str(run_dir)), console)
 
 

@@ -51,8 +51,9 @@ class LossScale:
 
     def read_state(self) -> dict[str, float]:
         """What a resumed run goes on with."""
-        return {"value": self.value, "steps": float(self._steps)}
+        return {"value": self.value, "steps": float(self._steps), "enabled": float(self._enabled)}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on with a saved state."""
-        self.value, self._steps = state["value"], int(state["steps"])
+        """Go on with a saved state; one of another dtype's run says nothing about this one."""
+        if bool(state["enabled"]) is self._enabled:
+            self.value, self._steps = state["value"], int(state["steps"])

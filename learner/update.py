@@ -124,10 +124,12 @@ class Learner:
 
     def _train(self, minibatch: Sequence[Anchored], source: UpdateInput, tally: Tally, count: int) -> bool:
         """One optimizer step on all ranks' samples, of which `count` are unmasked; False when it was skipped, on every rank."""
+        found_scale = self.loss_scale.value
         seen, loss, norm = self._backward(minibatch, source, count)
         while math.isfinite(loss) and not math.isfinite(norm) and self.loss_scale.shrink():
             seen, loss, norm = self._backward(minibatch, source, count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.loss_scale.value = found_scale  # not the scale's fault
             self._skip(loss, norm)
             return False
         self.loss_scale.step_taken()

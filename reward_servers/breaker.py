@@ -7,6 +7,7 @@ CLOSED ----------------------> OPEN ----------------------> HALF_OPEN
   +---------------- the group was scored -----------------------+
 
 MAX_TRIES such tries in a row that failed by themselves say that this process is broken for good (a GPU context that is lost): `broken`.
+What another may mend, a connection or a served reward's version, is no such try: the process that is started again would accept that version.
 """
 
 import time
@@ -16,7 +17,7 @@ from typing import Final
 
 from common.errors import ScorerHung
 
-MAX_TRIES: Final = 3  # in a row, each after a rest; a connection that is away is no fault of the process and counts anew
+MAX_TRIES: Final = 3  # in a row, each after a rest; one that failed by what the scorer asks counts anew
 
 
 class ScorerBroken(ScorerHung):
@@ -47,7 +48,6 @@ class Breaker:
         self.state = BreakerState.CLOSED
         self.last_error = ""
         self.broken = ""  # why this process can score no more
-        self.has_scored = False  # ever
 
     def admits(self, limit: int) -> int:
         """How many groups may be asked for now: `limit` when closed, 0 during the rest, 1 after it."""
@@ -62,10 +62,10 @@ class Breaker:
     def succeeded(self) -> None:
         """A group was scored, at least in part."""
         self._in_a_row = self._tries = 0
-        self.state, self.broken, self.has_scored = BreakerState.CLOSED, "", True
+        self.state, self.broken = BreakerState.CLOSED, ""
 
     def failed(self, error: str, *, may_pass: bool = False) -> None:
-        """A group failed whole. may_pass: by what the scorer asks (a connection), not by itself."""
+        """A group failed whole. may_pass: at least in part by what the scorer asks (a connection, another version there)."""
         self._in_a_row += 1
         if self.state is BreakerState.HALF_OPEN:
             self._tries = 0 if may_pass else self._tries + 1

@@ -65,7 +65,7 @@ class RewardServer:
         breaker: says when to rest.
         is_restarted: whether somebody starts this process again when its scorer hangs or is broken; else the one ends the run, and the
             other rests.
-        use: of the reward; one that watches is started again only if it ever scored, so that it ends no run.
+        use: of the reward; one that watches rests where it is broken, since a process that cannot start again would end the run.
         store_patience_s: how long an unreachable store is tried again before a lease is given back as failed.
         held: lease ids that the heartbeat keeps alive.
         gauges: what the heartbeat reports.
@@ -150,7 +150,7 @@ def _num_groups(server: RewardServer, group_s: float) -> int:
 
 
 def _must_end(server: RewardServer) -> bool:
-    return bool(server.breaker.broken) and server.is_restarted and (server.use == "train" or server.breaker.has_scored)
+    return bool(server.breaker.broken) and server.is_restarted and server.use == "train"
 
 
 def _tell_breaker(server: RewardServer) -> BreakerState:
@@ -179,8 +179,7 @@ def _serve_all(server: RewardServer, leases: Sequence[ScoringLease]) -> Generato
         if server.breaker.state is BreakerState.OPEN or server.calls.hung:
             server.desk.return_scoring(lease.lease_id, server.calls.hung or server.breaker.last_error)
         elif served_s > LEASED_WORK_S:
-            reason = f"what came before it took {served_s:.0f} s; a reward server keeps no lease waiting for more than {LEASED_WORK_S:g} s"
-            server.desk.return_scoring(lease.lease_id, reason)
+            server.desk.return_scoring(lease.lease_id, "")  # no failure: nothing to hold against the reward
         else:
             yield from _serve(server, lease)
             num_served, served_s = num_served + 1, server.clock() - began
@@ -255,7 +254,7 @@ def _gives_back(server: RewardServer, lease: ScoringLease, scores: Sequence[Scor
     is_whole = all(score.value is None for score in scores) and (lease.kind is LeaseKind.TRAIN or may_pass)
     is_probe = server.breaker.state is BreakerState.HALF_OPEN
     if is_whole:
-        server.breaker.failed(error, may_pass=may_pass)
+        server.breaker.failed(error, may_pass=any(score.may_pass for score in failures))
     elif any(score.value is not None for score in scores) and not is_lost:
         server.breaker.succeeded()
     if server.on_failure == "stop" or (hung and not server.is_restarted):

@@ -11,7 +11,7 @@ from common.errors import ConfigError, Interrupted
 from common.store import paths
 from common.store.run_store import RunStore
 from deploy import results
-from tests.report_runs import metrics, put_json
+from tests.report_runs import evaluation, metrics, put_json
 from tests.run_fixtures import QUIET, local_options, small_config
 
 
@@ -43,12 +43,16 @@ def test_a_start_gets_what_the_earlier_ones_left_of_the_budget(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("budget_s", [200, 150])
-def test_a_run_that_has_spent_its_budget_is_not_started_again(budget_s: float, tmp_path: Path, limits: list[Any]) -> None:
+@pytest.mark.parametrize(("evaluated", "expected"), [(2, []), (1, [results.SHORTEST_S])], ids=["evaluated", "its last version is not"])
+def test_a_run_that_has_spent_its_budget_starts_again_only_to_evaluate_its_last_version(
+    budget_s: float, evaluated: int, expected: list[float], tmp_path: Path, limits: list[Any]
+) -> None:
     store = RunStore(str(tmp_path / "run"))
     spend(store, update=1, seconds=100)
     spend(store, update=2, seconds=100)
+    evaluation(store, evaluated, {"colors": [1.0]})
     results.train_for("tiny-geneval", [], tmp_path / "run", seconds=budget_s, console=QUIET)
-    assert limits == []
+    assert limits == expected
 
 
 def test_an_interrupted_curve_goes_on_and_its_raw_file_says_how_many_starts_it_took(

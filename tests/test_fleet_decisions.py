@@ -103,6 +103,15 @@ def test_ends_that_are_no_crash_at_start_never_add_up(kind: SlotEnd, lived_s: fl
     assert book.slots["rollout.0"].phase is Phase.RESTING
 
 
+def test_a_learner_that_is_killed_in_every_update_ends_the_run_and_one_that_updates_between_does_not() -> None:
+    """Its micro-batches keep the stall guard quiet, so nothing else would end a learner that runs out of memory in each update."""
+    with pytest.raises(FlowfleetError, match="5 times in a row"):
+        crash(FleetBook(LIMITS), "learner", 5, lived_s=500.0)
+    book = FleetBook(LIMITS)
+    crash(book, "learner", 20, lived_s=500.0, work=1)
+    assert book.slots["learner"].phase is Phase.RESTING
+
+
 def test_an_exception_without_work_counts_however_long_it_took() -> None:
     with pytest.raises(FlowfleetError, match="5 times in a row"):
         crash(FleetBook(LIMITS), "learner", 5, kind=SlotEnd.RAISED, lived_s=500.0)

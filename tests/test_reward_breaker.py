@@ -222,6 +222,23 @@ def test_the_drops_guard_says_what_the_rewards_said(store: RunStore, clock: Cloc
         desk.tick().raise_if_failed()
 
 
+def test_a_lease_that_came_back_without_a_failure_is_not_held_against_its_reward(store: RunStore, clock: Clock) -> None:
+    desk = make_coordinator(store, make_settings(max_attempts=1), clock)
+    publish(store, desk, 0)
+    lease = desk.ask_rollout("rollout.0")
+    assert isinstance(lease, RolloutLease)
+    roll_out(store, desk, lease)
+    (scoring,) = ask(desk)
+    desk.return_scoring(scoring.lease_id, "")
+    for _ in range(3):
+        lease = desk.ask_rollout("rollout.0")
+        assert isinstance(lease, RolloutLease)
+        desk.fail_rollout(lease.lease_id, "out of memory")
+    with pytest.raises(GateError, match=r"gate drops: 3 of the last 4 .*out of memory") as caught:
+        desk.tick().raise_if_failed()
+    assert "last error" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("values", "rule"),
     [

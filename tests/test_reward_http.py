@@ -326,6 +326,7 @@ def test_nulls_scores_with_an_error_and_other_versions_are_null() -> None:
     assert [score.value for score in scores] == [None, None, None]
     assert [score.error for score in scores][:2] == ["no face", "but"]
     assert "'level-4'" in scores[2].error
+    assert [score.may_pass for score in scores] == [False, False, True]  # a server that was rolled back scores again
 
 
 def test_a_third_of_5xx_is_retried_until_every_image_has_its_score() -> None:
@@ -471,6 +472,23 @@ def test_a_child_that_dies_again_and_again_is_given_up(child: ChildScorer) -> No
         errors.append(caught.value)
     assert ["failed 2 times without a score" in str(error) for error in errors] == [False, False, True, True]
     assert [isinstance(error, ScorerHung) for error in errors] == [False, False, True, True]  # what costs the server its process
+
+
+def test_a_child_of_another_version_is_refused_for_as_long_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "child_rewards.py"
+    module.write_text(CHILD_CODE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with ChildScorer(ChildSettings(python=sys.executable, reward="child_rewards:level")) as scorer:
+        first = scorer.pid
+        assert first is not None
+        module.write_text(CHILD_CODE.replace("+ offset", "+ offset + 1.0"), encoding="utf-8")
+        os.kill(first, signal.SIGKILL)
+        until(lambda: not is_running(first))
+        scores = score_guarded(scorer, IMAGES, PROMPTS, micro_batch=3)
+        assert [(score.value, score.may_pass) for score in scores] == [(None, True)] * 3  # no failure of this process
+        assert "the child's scorer changed from" in scores[0].error
+        module.write_text(CHILD_CODE, encoding="utf-8")
+        assert [score.value for score in score_guarded(scorer, IMAGES, PROMPTS, micro_batch=3)] == [5.0, 6.0, 7.0]
 
 
 def test_a_childs_complaint_is_the_users_error() -> None:

@@ -217,7 +217,7 @@ class Coordinator:
                     self._ledger.readopt(int(outlived[1]), lease_id, slot, now)
             grown = self._state.totals.heard(slot, metrics, self._state.pools.reward_of(slot))
             if grown.get(MICRO_BATCHES, 0.0) > 0:  # an update in progress is no stall, though it commits nothing until its end
-                self._state.end.progress(now)
+                self._state.end.progress(now, learns=True)
 
     # ---- ScoringDesk
 

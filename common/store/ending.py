@@ -50,7 +50,7 @@ class RunEnd:
         self.outcome = Outcome(kind=EndKind.RUNNING, reason="running")
 
     def progress(self, now: float, *, learns: bool = False) -> None:
-        """A file was committed, or a micro-batch learnt. learns: it was a manifest or a policy version."""
+        """A file was committed, or a micro-batch learnt. learns: it was a manifest, a policy version or a micro-batch."""
         self._progress = now
         if learns:
             self._learnt = now
@@ -73,7 +73,7 @@ class RunEnd:
         return idle if idle > self._stall_timeout_s else None
 
     def barren_for(self, now: float) -> float | None:
-        """Seconds since the last manifest or policy version, when they pass the limit; else None."""
+        """Seconds since the last manifest, policy version or micro-batch, when they pass the limit; else None."""
         barren = now - self._learnt
         return barren if barren > self._stall_timeout_s else None
 

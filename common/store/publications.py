@@ -28,7 +28,7 @@ class Publications:
         """Keep a publication; the first of a version stands."""
         self._known.setdefault(publication.adapter.version, publication)
         for version in sorted(self._known)[:-KEPT]:
-            del self._known[version]
+            self._known.pop(version, None)
 
     def get(self, version: int) -> Publication | None:
         """The publication of a version, None while nobody has told its receipt."""

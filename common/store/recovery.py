@@ -1,6 +1,7 @@
 """Reading a run directory back: what the listing says, parsed. Group files that manifests or drops settle are not opened."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from common.errors import StoreError
 from common.logs import get_logger
@@ -95,13 +96,27 @@ def summary_of(file: ScoreFile) -> ScoreSummary:
     return ScoreSummary(number=file.number, lease_id=file.lease_id, reward=file.reward, values=tuple(score.value for score in file.scores))
 
 
-def restore_sheets(store: RunStore, board: EvalBoard, directory: str) -> None:
-    """Tell the board of every sheet and score file that an evaluation already has. An unreadable one is left out, and made again."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundSheets:
+    """The sheets and score files that an evaluation already has."""
+
+    directory: str
+    drawn: tuple[tuple[int, str], ...]  # number, lease
+    scored: tuple[tuple[ScoreKey, tuple[float | None, ...]], ...]
+
+    def tell(self, board: EvalBoard) -> None:
+        """Count them as done on the board of a begun evaluation."""
+        for number, lease_id in self.drawn:
+            board.drawn(self.directory, number, lease_id)
+        for key, values in self.scored:
+            board.scored(key, values)
+
+
+def find_sheets(store: RunStore, directory: str) -> FoundSheets:
+    """Return what an evaluation has. An unreadable file is left out, and made again. Raises StoreError."""
     listed = store.list(directory)
-    for path in listed:
-        sheet = paths.parse_sheet(path)
-        if sheet is not None:
-            board.drawn(directory, sheet.number, sheet.lease_id)
+    sheets = [sheet for path in listed if (sheet := paths.parse_sheet(path)) is not None]
+    scored = []
     for path in listed:
         name = paths.parse_sheet_score(path)
         if name is not None:
@@ -110,5 +125,5 @@ def restore_sheets(store: RunStore, board: EvalBoard, directory: str) -> None:
             except StoreError as error:
                 _log.warning("%s", error)
                 continue
-            key = ScoreKey(number=name.number, lease_id=name.lease_id, reward=name.reward, directory=directory)
-            board.scored(key, summary.values)
+            scored.append((ScoreKey(number=name.number, lease_id=name.lease_id, reward=name.reward, directory=directory), summary.values))
+    return FoundSheets(directory=directory, drawn=tuple((sheet.number, sheet.lease_id) for sheet in sheets), scored=tuple(scored))

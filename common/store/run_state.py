@@ -24,7 +24,7 @@ from common.store.manifests import Status, read_drop, read_manifest, read_status
 from common.store.pools import PoolWatch
 from common.store.publications import Publications
 from common.store.pulse import Pulse
-from common.store.recovery import adapters, read_listing, recall, restore_sheets, summary_of
+from common.store.recovery import FoundSheets, adapters, find_sheets, read_listing, recall, summary_of
 from common.store.retention import Retention
 from common.store.run_store import RunStore
 from common.store.score_counts import ScoreCounts
@@ -203,24 +203,25 @@ class RunState:
             self._due.add(newest)
 
     def request_evaluations(self) -> None:
-        """Begin the evaluations that are due and whose publication is known; sheets and scores that exist are kept. Raises StoreError."""
+        """Begin the evaluations that are due and whose publication is known; sheets and scores that exist are kept. Raises StoreError.
+
+        Files are read without the lock: nobody draws a sheet of an evaluation that has not begun.
+        """
         with self.lock:
             self._note_due()
             waiting = [version for version in sorted(self._due) if self.board.get(self.board.directory_of(version)) is None]
-            found = [publication for version in waiting if (publication := self.publications.get(version)) is not None]
-            for publication in found:
-                self._begin(publication)
-        if found:
+        for version in waiting:
+            publication = self.publications.get(version)
+            if publication is not None:
+                found = find_sheets(self.store, self.board.directory_of(version))
+                self._begin(publication, found)
+        if waiting:
             self._finish_evaluations()
 
-    def _begin(self, publication: Publication) -> None:
-        evaluation = self.board.request(publication)
-        assert evaluation is not None, "only what is due and not under way is begun"
-        try:
-            restore_sheets(self.store, self.board, evaluation.directory)
-        except StoreError:
-            self.board.close(evaluation.directory)
-            raise
+    def _begin(self, publication: Publication, found: FoundSheets) -> None:
+        with self.lock:
+            if publication.adapter.version in self._due and self.board.request(publication) is not None:
+                found.tell(self.board)
 
     def pinned_versions(self) -> set[int]:
         """Policy versions that evaluations still need."""

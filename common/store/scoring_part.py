@@ -69,10 +69,11 @@ class ScoringPart:
         self._state.settle()
 
     def return_scoring(self, lease_id: str, reason: str) -> None:
-        """Give a scoring lease back unharmed: free."""
-        _log.info("scoring lease %s came back: %s", lease_id, reason)
+        """Give a scoring lease back unharmed: free. An empty reason: nothing failed, its server only had no time for it."""
+        _log.info("scoring lease %s came back: %s", lease_id, reason or "its server had no time for it")
         with self._state.lock:
-            self._note_failure(lease_id, reason)
+            if reason:
+                self._note_failure(lease_id, reason)
             self._end(lease_id)
 
     def stop_scoring(self, lease_id: str, error: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from common.errors import ConfigError, ScorerError
+from common.errors import ConfigError, ScorerError, ScorerUnavailable
 from common.logs import get_logger
 from common.types import Prompt, Score
 from reward_servers.breaker import ScorerBroken
@@ -90,7 +90,7 @@ class ChildScorer(PlainScorer):
         """Score a batch [B, H, W, 3].
 
         Raises:
-            ScorerUnavailable: the child did not answer in time.
+            ScorerUnavailable: the child did not answer in time, or a new one scores with another version.
             ScorerError: it died over the batch, whose images can then be tried one by one; or it was closed.
             ScorerBroken: it was given up, after more than max_restarts deaths in a row without a score.
         """
@@ -134,9 +134,10 @@ class ChildScorer(PlainScorer):
             except (ScorerError, ConfigError):
                 self._num_failures += 1
                 raise
-            if child.client.version.removeprefix("http-") != self.version:
+            version = child.client.version.removeprefix("http-")
+            if version != self.version:
                 _end(child.process, self._settings.end_timeout_s)
-                raise ScorerError(f"{self.name}: the child's scorer changed from {self.version} to {child.client.version}; start again")
+                raise ScorerUnavailable(f"{self.name}: the child's scorer changed from {self.version} to {version}; start again")
             self._child = child
             return child
 

@@ -34,8 +34,8 @@ BROKEN_ANSWER: Final = "the answer is broken"
 class HttpScorer(PlainScorer):
     """Asks a server of the open protocol; its answers are checked, and what is wrong with them is never a number.
 
-    The server is asked once at the start for the reward's version and its limits; an answer by another version is refused from then
-    on, since a score file has one.
+    The server is asked once at the start for the reward's version and its limits; what another version says is refused from then on,
+    since a score file has one. That may pass (a server that is rolled back), so that it never ends this process: the next one would ask anew.
 
     Args:
         url: base address of the server.
@@ -102,23 +102,14 @@ class HttpScorer(PlainScorer):
         return [by_id[identity] for identity in wanted]
 
     def _score(self, index: int, result: ItemResult) -> Score:
-        error = self._problem(result)
+        if result.scorer_version != self._server_version:
+            came = result.scorer_version[:80]
+            error = f"the server now scores with version {came!r}, it began with {self._server_version!r}; start again to accept it"
+            return Score(sample_index=index, value=None, error=error, may_pass=True)
+        error = _problem(result)
         if error:
             return Score(sample_index=index, value=None, error=error)
         return Score(sample_index=index, value=result.score, details=finite_details(result.details))
-
-    def _problem(self, result: ItemResult) -> str:
-        """Say why a result holds no score; "" when it does."""
-        if result.error or result.score is None:
-            return plain_text(result.error) or "the server gave no reason"
-        with np.errstate(over="ignore"):
-            is_finite = math.isfinite(result.score) and bool(np.isfinite(np.float32(result.score)))
-        if not is_finite:
-            return f"not finite: {result.score}"
-        if result.scorer_version != self._server_version:
-            came = result.scorer_version[:80]
-            return f"the server now scores with version {came!r}, it began with {self._server_version!r}; start again to accept it"
-        return ""
 
     def _discovered(self, url: str) -> tuple[str, int]:
         """Return the served reward's version and how many items a request may have."""
@@ -135,6 +126,15 @@ class HttpScorer(PlainScorer):
             names = ", ".join(sorted(name[:80] for name in versions)) or "none"
             raise ConfigError(f"reward {self.name}: {url} serves {names}; set the option reward to one of them")
         return versions[self._reward], answer.limits.max_items
+
+
+def _problem(result: ItemResult) -> str:
+    """Say why a result holds no score; "" when it does."""
+    if result.error or result.score is None:
+        return plain_text(result.error) or "the server gave no reason"
+    with np.errstate(over="ignore"):
+        is_finite = math.isfinite(result.score) and bool(np.isfinite(np.float32(result.score)))
+    return "" if is_finite else f"not finite: {result.score}"
 
 
 def make_http(
