@@ -29,7 +29,7 @@ from tests.run_fixtures import QUIET, SMALL, history_digests, local_options, pub
 SIZES = (
     "model.dtype=float32", "model.device=cpu", "model.height=64", "model.width=64", "model.max_sequence_length=64", "model.lora.alpha=8",
     "prompts.train=deploy/prompts/tiny-geneval/train.jsonl", "prompts.test=deploy/prompts/tiny-geneval/test.jsonl",
-    "rollout.num_workers=1", "rollout.window.kind=first", "rollout.window.size=2", "learner.objective.kl_beta=0.01",
+    "rollout.num_workers=1", "learner.num_ranks=1", "rollout.window.kind=first", "rollout.window.size=2", "learner.objective.kl_beta=0.01",
     "schedule.max_staleness=0", "schedule.num_updates=2", "store.max_bytes=2_000_000_000", "evaluation.sheet_size=8",
     "cluster.rollout_gpus=0", "cluster.learner_gpus=0",
 )  # fmt: skip

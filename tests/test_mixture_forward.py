@@ -35,7 +35,7 @@ def case(objective: ObjectiveSettings, updates: int, **changes: Any) -> MixtureC
 
 
 CASES = {
-    "awm": case(AwmConfig(weighting="uniform", timesteps_per_sample=2), 8),
+    "awm": case(AwmConfig(weighting="uniform", timesteps_per_sample=2), 20),
     "vgrpo": case(VgrpoConfig(timesteps_per_sample=2), 25),
     "rwr": case(RwrConfig(), 8),
     "sft": case(SftConfig(timesteps_per_sample=8), 8, advantage=AdvantageConfig(kind="best")),
