@@ -224,6 +224,7 @@ class ScoringLease:
     media_path: str
     prompts: tuple[Prompt, ...]  # one an image
     directory: str = ""  # EVAL: where the score file goes
+    scorer_version: str = ""  # of the reward's scores so far, which a server must share; "" before the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

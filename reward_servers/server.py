@@ -188,7 +188,17 @@ def _serve_all(server: RewardServer, leases: Sequence[ScoringLease]) -> Generato
 
 
 def _serve(server: RewardServer, lease: ScoringLease) -> Iterator[Wait]:
-    """Score one group and commit, or give it back; while the store is away back off, at last give the lease back as failed."""
+    """Score one group and commit, or give it back; while the store is away back off, at last give the lease back as failed.
+
+    A scorer of another version than the run's scores so far ends the run: its scores would be of another curve.
+    """
+    if lease.scorer_version not in ("", server.scorer.version):
+        server.desk.stop_scoring(
+            lease.lease_id,
+            f"its server at {server.slot} scores with {server.scorer.version}, the run's scores so far are of {lease.scorer_version}; "
+            "bring that scorer back (its package, checkpoint or options), and the same command goes on; or begin another run with the new one",
+        )
+        return
     scores: tuple[Score, ...] | None = None
     deadline, pause_s, is_judged = server.clock() + server.store_patience_s, 0.5, False
     while True:

@@ -1,6 +1,7 @@
 """The reward server's loop against a desk, a source and a sink in memory."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ class Desk:
         self.asked: list[tuple[str, str, int]] = []
         self.committed: list[tuple[str, str]] = []
         self.failed: list[tuple[str, str]] = []
+        self.stopped: list[tuple[str, str]] = []
 
     def ask_scoring(self, slot: str, reward: str, limit: int) -> tuple[ScoringLease, ...] | Wait | Stop:
         """Return the next answer, at last Stop."""
@@ -109,6 +111,10 @@ class Desk:
     def fail_scoring(self, lease_id: str, error: str) -> None:
         """Keep a failure."""
         self.failed.append((lease_id, error))
+
+    def stop_scoring(self, lease_id: str, error: str) -> None:
+        """Keep what ends the run."""
+        self.stopped.append((lease_id, error))
 
     def beat(self, slot: str, lease_ids: Sequence[str], metrics: Mapping[str, float]) -> None:
         """Hear nothing."""
@@ -182,6 +188,18 @@ def test_the_loop_scores_every_lease_commits_and_leaves_on_stop() -> None:
     assert (file.run, file.number, file.lease_id, file.reward, file.scorer_version) == ("run", 4, "g4", "level", "3")
     assert [score.value for score in file.scores] == [0, 1, 2, 3, 4]
     assert server.gauges.snapshot()["images_total"] == 15
+
+
+def test_a_scorer_of_another_version_than_the_runs_scores_ends_the_run_and_scores_nothing() -> None:
+    same, other = (replace(lease(number), scorer_version=version) for number, version in ((1, "3"), (2, "2")))
+    desk, disk = Desk((same, other)), Disk()
+    server, _ = serve(desk, disk)
+    assert [number for number, _ in desk.committed] == ["s1"]
+    assert (disk.reads, len(disk.files)) == (1, 1)
+    ((lease_id, error),) = desk.stopped
+    assert lease_id == "s2"
+    assert error.startswith("its server at r0 scores with 3, the run's scores so far are of 2; bring that scorer back")
+    assert server.held.snapshot() == ()
 
 
 def test_a_prompt_a_group_is_repeated_and_other_numbers_of_prompts_are_refused() -> None:

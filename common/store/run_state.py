@@ -28,6 +28,7 @@ from common.store.recovery import FoundSheets, adapters, find_sheets, read_listi
 from common.store.retention import Retention
 from common.store.run_store import RunStore
 from common.store.score_counts import ScoreCounts
+from common.store.scorer_versions import NOBODY, ScorerVersions, read_scorer_versions
 from common.store.scores import read_scores, write_scores
 from common.store.sensor_watch import SensorWatch
 from common.store.slot_totals import SlotTotals
@@ -56,6 +57,7 @@ class RunState:
         self.end = RunEnd(started=clock(), time_limit_s=schedule.time_limit_s, stall_timeout_s=schedule.stall_timeout_s)
         self.metrics = RunMetrics(settings.run)
         names = [reward.name for reward in settings.rewards]
+        self.scorer_versions = ScorerVersions(read_scorer_versions(store, names))
         self.score_counts = ScoreCounts(self.metrics, names)
         self.totals = SlotTotals(self.metrics, names, is_restart=self.ledger.counts()["issued"] > 0)
         self._evaluations = EvaluationView(self.metrics)
@@ -157,7 +159,7 @@ class RunState:
             num_images = len(self.prompts_of(key))
         scores = tuple(Score(sample_index=index, value=None, error=error) for index in range(num_images))
         file = ScoreFile(
-            run=self.settings.run, number=key.number, lease_id=key.lease_id, reward=key.reward, scorer_version="none", scores=scores
+            run=self.settings.run, number=key.number, lease_id=key.lease_id, reward=key.reward, scorer_version=NOBODY, scores=scores
         )
         self.score_committed(write_scores(self.store, file, directory=key.directory))
 
@@ -168,6 +170,7 @@ class RunState:
         sheet = paths.parse_sheet_score(path)
         with self.lock:
             self.score_counts.take(path, file)
+            self.scorer_versions.note(file)
             if sheet is None:
                 self.ledger.scored(summary)
                 self.pools.filed(file)

@@ -45,7 +45,7 @@ class ScoringPart:
             kind, media = LeaseKind.TRAIN, paths.media_path(key.number, key.lease_id)
         return ScoringLease(
             lease_id=granted.lease_id, kind=kind, number=key.number, reward=key.reward, group_lease_id=key.lease_id, media_path=media,
-            prompts=self._state.prompts_of(key), directory=key.directory,
+            prompts=self._state.prompts_of(key), directory=key.directory, scorer_version=self._state.scorer_versions.of(key.reward),
         )  # fmt: skip
 
     def commit_scores(self, lease_id: str, path: str) -> None:
