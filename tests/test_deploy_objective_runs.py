@@ -19,6 +19,7 @@ from deploy.objective_runs import (
     best_of,
     best_trial,
     curves,
+    end_of,
     median_reached,
     outside,
     reached,
@@ -48,6 +49,7 @@ def test_a_level_is_reached_at_the_first_evaluation_that_stands_at_it_though_a_l
     assert reached(run, 0.82) == Reached(seconds=240, images=400, forwards=1200)
     assert reached(run, 0.90) is None
     assert best_of(run) == 0.82
+    assert end_of(run) == pytest.approx((0.79 + 0.82 + 0.75) / 3)
 
 
 def test_the_median_run_counts_one_that_never_arrives_as_infinite_and_most_must_arrive() -> None:
@@ -95,7 +97,9 @@ def test_the_table_says_what_was_not_reached_and_what_was_not_measured() -> None
     assert len({line.count("|") for line in lines}) == 1
     reference, nft, absent = lines[2:]
     assert reference.count("not reached") == 2 and "0.760" in reference
-    assert "0.820: 2.0 / 200 / 600 | 2.0 / 200 / 600 | not reached | 5.0x / 5.0x / 5.0x to 0.760 | 0.250 | dark_share | clean" in nft
+    assert (
+        "0.820: 2.0 / 200 / 600 | 0.710 | 2.0 / 200 / 600 | not reached | 5.0x / 5.0x / 5.0x to 0.760 | 0.250 | dark_share | clean" in nft
+    )
     assert "learner.learning_rate=0.001" in nft
     assert "run.seed" not in nft
     assert "not measured" in absent
