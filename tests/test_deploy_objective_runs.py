@@ -65,6 +65,10 @@ def test_the_ratio_is_taken_at_the_highest_level_that_both_reach() -> None:
     fast = [facts((0, 0.6), (2, 0.77), (10, 0.95))]
     assert speedup(fast, slow) == Sooner(level=0.76, seconds=pytest.approx(5.0), images=pytest.approx(5.0), forwards=pytest.approx(5.0))
     assert speedup(slow, fast) == Sooner(level=0.76, seconds=pytest.approx(0.2), images=pytest.approx(0.2), forwards=pytest.approx(0.2))
+    slower = facts((0, 0.6), (10, 0.73))  # of two seeds the level is one that both reach
+    assert speedup(fast, [*slow, slower]) == Sooner(
+        level=0.73, seconds=pytest.approx(5.0), images=pytest.approx(5.0), forwards=pytest.approx(5.0)
+    )
     assert speedup([facts((0, 0.6), (5, 0.5))], slow) is None  # it never rose above the base, where both begin
 
 
