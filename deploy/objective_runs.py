@@ -12,6 +12,7 @@ from statistics import fmean, median, median_low
 from typing import Annotated, Any
 
 import typer
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pydantic import Field
 from rich.console import Console
@@ -218,7 +219,8 @@ def draw(plan_file: Annotated[Path, typer.Option("--plan")] = PLAN) -> None:
     plan = parse(ComparisonPlan, read_toml(plan_file), str(plan_file))
     runs = {entry.recipe: [_read(path) for path in sorted(RAW.glob(f"{entry.recipe}-s[0-9].json"))] for entry in plan.objective}
     (RAW / "table.md").write_text("\n".join(table_lines(plan, runs)) + "\n", encoding="utf-8")
-    curves(runs).savefig(RAW / "comparison.svg")
+    with rc_context({"svg.hashsalt": "flowfleet"}):  # the same runs give the same bytes
+        curves(runs).savefig(RAW / "comparison.svg", metadata={"Date": None})
     Console().print(f"drew {RAW / 'comparison.svg'} and {RAW / 'table.md'} from {sum(map(len, runs.values()))} runs")
 
 
