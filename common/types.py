@@ -71,7 +71,7 @@ class LoadReceipt:
 class SamplerSpec:
     """How a group was sampled; stored as JSON in the group file, so that a replay needs no config."""
 
-    kernel: str  # ode | flow_sde | dance_sde | cps
+    kernel: str  # ode | flow_sde | dance_sde | cps | dpm_sde
     noise_level: float  # eta
     num_steps: int  # T
     guidance_scale: float

@@ -42,7 +42,7 @@ class RolloutConfig(StrictModel):
     group_size: int = Field(16, ge=2)  # K
     num_steps: int = Field(10, ge=1)  # T
     guidance_scale: float = Field(1.0, ge=1.0)  # 1 = no second forward
-    kernel: Literal["ode", "flow_sde", "dance_sde", "cps"] = "flow_sde"
+    kernel: Literal["ode", "flow_sde", "dance_sde", "cps", "dpm_sde"] = "flow_sde"
     noise_level: float = Field(0.7, ge=0.0)  # eta
     window: WindowConfig = WindowConfig()
     shared_init: bool = False  # one initial noise a group

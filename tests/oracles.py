@@ -73,6 +73,19 @@ def cps(x: Array, v: Array, t: float, t_next: float, eta: float) -> tuple[Array,
     return (1 - t_next) * clean + math.sqrt(max(t_next**2 - s**2, 0.0)) * noise, s, s
 
 
+def dpm_sde(x: Array, v: Array, t: float, t_next: float, eta: float) -> tuple[Array, float, float]:
+    """Return mean, std and std / sqrt|dt| of SDE-DPM-Solver++ of order 1 with its noise's share eta^2 / 2, by lambda = log((1-t)/t)."""
+    share, clean, dt = eta**2 / 2, x - t * v, t - t_next
+    if t == 1 or t_next == 0:  # h is infinite
+        kept = 1.0 if share == 0 else 0.0
+        std = t_next * math.sqrt(1 - kept)
+        return t_next / t * kept * x + (1 - t_next) * clean, std, std / math.sqrt(dt)
+    h = math.log((1 - t_next) / t_next) - math.log((1 - t) / t)
+    mean = t_next / t * math.exp(-share * h) * x - (1 - t_next) * math.expm1(-(1 + share) * h) * clean
+    std = t_next * math.sqrt(-math.expm1(-2 * share * h))
+    return mean, std, std / math.sqrt(dt)
+
+
 def gaussian_log_prob(x_next: Array, mean: Array, std: float) -> float:
     """Mean over elements of log N(x_next; mean, std^2)."""
     total = 0.0

@@ -53,12 +53,13 @@ CLASHES: dict[str, Clash] = {
         recipe=GRPO, sets=("rollout.noise_level=0",), reason="objective grpo needs rollout.noise_level > 0", remedy="for flow_sde is 0.7",
     ),
     **{
-        f"the last step of cps in a {kind} window": Clash(
-            recipe=GRPO, sets=("rollout.kernel=cps", f"rollout.window.kind={kind}"),
-            reason="the cps kernel has no noise at the last step, so it cannot be trained",
+        f"the last step of {kernel} in a {kind} window": Clash(
+            recipe=GRPO, sets=(f"rollout.kernel={kernel}", f"rollout.window.kind={kind}"),
+            reason=f"the {kernel} kernel has no noise at the last step, so it cannot be trained",
             remedy="use window.kind='drop_last' or end the window before it",
         )
         for kind in ("all", "random", "sliding")
+        for kernel in ("cps", "dpm_sde")
     },
     "a KL under cps": Clash(
         recipe=GRPO, sets=("rollout.kernel=cps", "learner.objective.kl_beta=0.1"),
@@ -146,6 +147,10 @@ def test_what_does_not_fit_is_refused_with_its_reason_and_remedy(clash: Clash) -
 
 FITTING: dict[str, tuple[str, tuple[str, ...]]] = {
     "cps up to the step before the last": (GRPO, ("rollout.kernel=cps", "rollout.window.kind=drop_last")),
+    "guard on dpm_sde, whose log-prob is a Gaussian's": (
+        GRPO, ("rollout.kernel=dpm_sde", "rollout.window.kind=drop_last", objective("guard")),
+    ),
+    "a KL on dpm_sde": (GRPO, ("rollout.kernel=dpm_sde", "rollout.window.kind=drop_last", "learner.objective.kl_beta=0.01")),
     "cps with a window that ends before the last": (
         GRPO, ("rollout.kernel=cps", "rollout.window.kind=sliding", "rollout.window.stop=5"),
     ),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from common.flow.grid import sigma_grid
 from common.flow.kernels import (
     CpsKernel,
     DanceSdeKernel,
+    DpmSdeKernel,
     FlowSdeKernel,
     OdeKernel,
     TransitionKernel,
@@ -19,6 +21,8 @@ from common.flow.kernels import (
     make_kernel,
     noise_estimate,
 )
+from learner.objectives.settings import QUIET_AT_THE_END
+from rollout_workers.config import RolloutConfig
 from tests import oracles
 
 STEPS = [(1.0, 0.96), (0.96, 0.913), (0.7, 0.6), (0.278, 0.0089), (0.0089, 0.0)]  # of the SD3.5 grid, ends included
@@ -35,7 +39,7 @@ def column(value: float) -> torch.Tensor:
     return torch.full((SHAPE[0],), value, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", ["flow_sde", "dance_sde", "cps"])
+@pytest.mark.parametrize("name", ["flow_sde", "dance_sde", "cps", "dpm_sde"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])  # K1: a few roundings at unit scale
 @pytest.mark.parametrize(("t", "t_next"), STEPS)
 def test_a_kernel_without_noise_is_the_euler_step(name: str, dtype: torch.dtype, tolerance: float, t: float, t_next: float) -> None:
@@ -67,7 +71,9 @@ def test_the_drift_equals_the_form_with_the_noise_estimate(t: float, t_next: flo
 
 
 @pytest.mark.parametrize(("t", "t_next"), STEPS)
-@pytest.mark.parametrize(("name", "eta"), [("flow_sde", 0.7), ("dance_sde", 0.3), ("cps", 0.8)])
+@pytest.mark.parametrize(
+    ("name", "eta"), [("flow_sde", 0.7), ("dance_sde", 0.3), ("cps", 0.8), ("dpm_sde", 0.7), ("dpm_sde", math.sqrt(2))]
+)
 def test_the_kernels_equal_the_papers_formulas(name: str, eta: float, t: float, t_next: float) -> None:
     """1e-12: float64 on both sides, a dozen roundings."""
     x, v, _ = tensors(2)
@@ -90,7 +96,7 @@ def test_the_mean_difference_is_an_amplified_velocity_difference(t: float, t_nex
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3)])
+@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3), DpmSdeKernel(0.7)])
 def test_the_log_prob_is_the_mean_normal_density(kernel: TransitionKernel, dtype: torch.dtype, tolerance: float) -> None:
     """K4, against torch.distributions and against a loop in NumPy."""
     x, v, noise = tensors(4, dtype)
@@ -112,7 +118,7 @@ def test_the_cps_log_prob_is_minus_the_squared_distance() -> None:
     assert (kernel.log_prob(kernel.draw(step, noise), step) - expected).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8)])
+@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8), DpmSdeKernel(0.7)])
 def test_what_is_drawn_is_standard_normal_around_the_mean(kernel: TransitionKernel) -> None:
     """K5 at 1e5 draws: 4 standard errors are 0.0126 for the mean, 0.0179 for the variance, 0.0090 for E[log p]."""
     generator = torch.Generator().manual_seed(6)
@@ -148,7 +154,7 @@ def test_the_first_step_from_sigma_1_is_finite_and_uses_the_second_sigma() -> No
     assert v.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8), FlowSdeKernel(0.0)])
+@pytest.mark.parametrize("kernel", [FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8), DpmSdeKernel(0.7), FlowSdeKernel(0.0)])
 def test_the_last_step_to_sigma_0_is_finite_or_masked(kernel: TransitionKernel) -> None:
     """K6: where std is 0 the log-prob and the KL are 0 with a zero gradient, never NaN."""
     x, v, noise = tensors(8)
@@ -181,19 +187,20 @@ def test_the_gradient_flows_through_the_mean_and_not_through_the_stored_latents(
     assert (v.grad - expected).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("kernel", [CpsKernel(0.6), DpmSdeKernel(0.6), DpmSdeKernel(math.sqrt(2))])
 @pytest.mark.parametrize("t_next", [0.96, 0.5, 0.0089])
-def test_cps_keeps_the_coefficients_of_signal_and_noise(t_next: float) -> None:
+def test_cps_and_dpm_sde_keep_the_coefficients_of_signal_and_noise(kernel: TransitionKernel, t_next: float) -> None:
     """K7: with v chosen so that epshat = 0 the mean is (1-t') x0hat; with x0hat = 0 it is c epshat, and c^2 + s^2 = t'^2."""
     t, one = 0.97, torch.ones(1, 1, 1, 1, dtype=torch.float64)
     sigma, next_sigma = torch.tensor([t], dtype=torch.float64), torch.tensor([t_next], dtype=torch.float64)
-    kernel = CpsKernel(0.6)
     signal = kernel.transition((1 - t) * one, -one, sigma, next_sigma)  # x0hat = 1, epshat = 0
     noise = kernel.transition(t * one, one, sigma, next_sigma)  # x0hat = 0, epshat = 1
     assert signal.mean.item() == pytest.approx(1 - t_next, abs=1e-14)
     assert math.hypot(noise.mean.item(), noise.std.item()) == pytest.approx(t_next, abs=1e-14)
 
 
-def test_cps_on_point_mass_data_has_std_t() -> None:
+@pytest.mark.parametrize("kernel", [CpsKernel(0.8), DpmSdeKernel(0.7), DpmSdeKernel(math.sqrt(2))])
+def test_cps_and_dpm_sde_on_point_mass_data_have_std_t(kernel: TransitionKernel) -> None:
     """K7: x_0 = 0, v = x / t; 1e5 draws give the std to 1 % (4.5 standard errors). Flow-SDE has excess noise there."""
     generator = torch.Generator().manual_seed(10)
     grid = sigma_grid(10, 3.0)
@@ -206,7 +213,7 @@ def test_cps_on_point_mass_data_has_std_t() -> None:
         return x.std().item()
 
     for num_steps in (2, 5, 8):
-        assert spread(CpsKernel(0.8), num_steps) == pytest.approx(float(grid[num_steps]), rel=0.01)
+        assert spread(kernel, num_steps) == pytest.approx(float(grid[num_steps]), rel=0.01)
     assert spread(FlowSdeKernel(0.7), 8) > 1.05 * float(grid[8])
 
 
@@ -234,7 +241,7 @@ def test_the_kl_of_equal_means_is_exactly_zero() -> None:
     assert FlowSdeKernel(0.7).kl(step.mean, step.mean.clone(), step, "exact").tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("kernel", [OdeKernel(), FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8)])
+@pytest.mark.parametrize("kernel", [OdeKernel(), FlowSdeKernel(0.7), DanceSdeKernel(0.3), CpsKernel(0.8), DpmSdeKernel(0.7)])
 def test_halves_are_upcast_before_the_formula(kernel: TransitionKernel) -> None:
     x, v, _ = tensors(13, torch.bfloat16)
     low = kernel.transition(x, v, column(0.7), column(0.6))
@@ -264,7 +271,7 @@ def test_the_estimates_recover_the_ends_of_the_path() -> None:
 def test_flags_tell_what_a_kernel_can_do() -> None:
     flags = {
         name: (k.has_log_prob, k.has_gaussian_kl, k.has_last_log_prob, k.consistent_marginals)
-        for name in ("ode", "flow_sde", "dance_sde", "cps")
+        for name in ("ode", "flow_sde", "dance_sde", "cps", "dpm_sde")
         for k in [make_kernel(name, 0.7)]
     }
     assert flags == {
@@ -272,7 +279,14 @@ def test_flags_tell_what_a_kernel_can_do() -> None:
         "flow_sde": (True, True, True, True),
         "dance_sde": (True, True, True, True),
         "cps": (True, True, False, False),
+        "dpm_sde": (True, True, False, True),
     }
+
+
+def test_the_config_offers_each_kernel_and_knows_whose_last_step_is_a_point() -> None:
+    offered = get_args(RolloutConfig.model_fields["kernel"].annotation)
+    noisy = {name: make_kernel(name, 0.7) for name in offered if name != "ode"}
+    assert {name for name, kernel in noisy.items() if not kernel.has_last_log_prob} == set(QUIET_AT_THE_END)
 
 
 @pytest.mark.parametrize(("name", "eta"), [("euler", 0.7), ("cps", 1.5), ("flow_sde", -0.1)])

@@ -63,7 +63,7 @@ def grpo(anchor: str = "recompute", **changes: Any) -> Grpo:
     return Grpo(config=GrpoConfig(**changes), anchor=anchor)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps"])
+@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps", "dpm_sde"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_on_policy_grpo_has_loss_minus_sum_of_advantages_and_the_policy_gradient(kernel: str, dtype: torch.dtype, tolerance: float) -> None:
     policy = linear_policy(dtype=dtype, fresh=False)
@@ -103,6 +103,11 @@ def transition_by_hand(kernel: str, x: torch.Tensor, v: torch.Tensor, t: float, 
     if kernel == "cps":
         root = s * np.cos(eta * np.pi / 2)
         return (1 - s) * (x - t * v) + root * (x + (1 - t) * v), -t * (1 - s) + root * (1 - t), 0.5
+    if kernel == "dpm_sde":
+        share = eta**2 / 2
+        kept = (1 - t) * s / (t * (1 - s))
+        pull = -t * (1 - s) * (1 - kept ** (1 + share))
+        return s / t * kept**share * x + (1 - s) * (1 - kept ** (1 + share)) * (x - t * v), pull, s**2 * (1 - kept ** (2 * share))
     rate = eta**2 if kernel == "dance_sde" else eta**2 * t / (1 - (s if t == 1.0 else t))  # squared diffusion
     pull = dt * (1 + rate * (1 - t) / (2 * t))
     return x * (1 + rate * dt / (2 * t)) + v * pull, pull, rate * -dt

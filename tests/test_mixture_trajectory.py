@@ -38,6 +38,7 @@ CASES = {
     "tempflow": case(TempflowConfig(clip_range=0.2)),
     "dance": case(DanceConfig(clip_range=0.2), kernel="dance_sde", shared_init=True),
     "grpo_cps": case(GrpoConfig(clip_range=0.2), kernel="cps", noise_level=0.7),
+    "grpo_dpm": case(GrpoConfig(clip_range=0.2), kernel="dpm_sde"),
 }
 
 

@@ -82,7 +82,7 @@ def test_a_run_is_the_one_of_a_slow_loop_over_the_formulas() -> None:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps"])
+@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps", "dpm_sde"])
 def test_outside_the_window_a_step_is_bitwise_the_ode_kernels(kernel: str, guidance_scale: float) -> None:
     """R6: with the window at step 2 the state before it is 2 Euler steps from the noise; what follows it is Euler steps."""
     spec = spec_of(kernel=kernel, window=(2,), guidance_scale=guidance_scale)
@@ -127,7 +127,7 @@ def test_without_a_window_only_the_clean_latents_are_kept() -> None:
         assert np.isfinite(row.final_latents).all()
 
 
-@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps"])
+@pytest.mark.parametrize("kernel", ["flow_sde", "dance_sde", "cps", "dpm_sde"])
 @pytest.mark.parametrize("noise_level", [0.0, 0.7])
 def test_the_last_step_gives_no_nan_under_any_kernel(kernel: str, noise_level: float) -> None:
     rows = group_of(spec_of(kernel=kernel, noise_level=noise_level, window=tuple(range(NUM_STEPS))))
@@ -135,7 +135,7 @@ def test_the_last_step_gives_no_nan_under_any_kernel(kernel: str, noise_level: f
         assert row.latent_index.tolist() == list(range(NUM_STEPS + 1))
         assert np.array_equal(row.latents[-1], row.final_latents)
         assert np.isfinite(row.behavior_log_prob).all()
-        assert (row.behavior_log_prob[-1] == 0.0) == (kernel == "cps" or noise_level == 0.0)
+        assert (row.behavior_log_prob[-1] == 0.0) == (kernel in ("cps", "dpm_sde") or noise_level == 0.0)
 
 
 def test_the_same_numbers_come_again_whatever_was_sampled_before() -> None:

@@ -179,6 +179,8 @@ def test_a_window_without_a_log_prob_under_it_is_refused() -> None:
         check_window(plan_of("first"), make_kernel("flow_sde", 0.0), 10)
     with pytest.raises(ConfigError, match="drop_last"):
         check_window(plan_of("all"), make_kernel("cps", 0.8), 10)
+    with pytest.raises(ConfigError, match="drop_last"):
+        check_window(plan_of("all"), make_kernel("dpm_sde", 0.7), 10)
     with pytest.raises(ConfigError, match=r"window\.stop"):
         check_window(plan_of("decay"), make_kernel("cps", 0.8), 10)
     check_window(plan_of("progressive"), make_kernel("cps", 0.8), 10)

@@ -13,7 +13,7 @@ from common.seeding import derive_seed
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs, TrajectoryBlock
 from learner.objectives.clipping import clipped_needs, clipped_step, replay_forwards
 from learner.objectives.replay import anchor_log_probs, block_of, select_steps
-from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, steep_step_warnings, trajectory_problems
 
 
 class DanceConfig(ObjectiveSettings):
@@ -37,6 +37,10 @@ class DanceConfig(ObjectiveSettings):
                 "may hold it is all of them; set rollout.window.kind='drop_last', end the window before it, or lower step_fraction"
             )
         return problems
+
+    def warnings(self, run: RunFacts) -> list[str]:
+        """The steepest step of dpm_sde."""
+        return steep_step_warnings(self.name, run)
 
     def forwards(self, run: RunFacts) -> float:
         """Only the chosen steps are forwarded."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.clipping import PARITY_SHARE, replay_forwards, stop_fractions
 from learner.objectives.replay import MeanAnchor, anchor_means, block_of, replay_of
-from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, trajectory_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, steep_step_warnings, trajectory_problems
 
 
 class DppoConfig(ObjectiveSettings):
@@ -27,6 +27,10 @@ class DppoConfig(ObjectiveSettings):
     def problems(self, run: RunFacts) -> list[str]:
         """Stochastic steps it needs."""
         return trajectory_problems(self.name, run)
+
+    def warnings(self, run: RunFacts) -> list[str]:
+        """The steepest step of dpm_sde."""
+        return steep_step_warnings(self.name, run)
 
     def forwards(self, run: RunFacts) -> float:
         """W trained steps."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.clipping import clipped_needs, clipped_step, replay_forwards
 from learner.objectives.replay import LogProbAnchor, anchor_log_probs, block_of
-from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, trajectory_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, clip_problems, steep_step_warnings, trajectory_problems
 
 
 class GrpoConfig(ObjectiveSettings):
@@ -32,6 +32,10 @@ class GrpoConfig(ObjectiveSettings):
         if run.kernel == "cps" and self.kl_beta > 0:
             problems.append("cps has no Gaussian KL in this objective; set learner.objective.kl_beta=0")
         return problems
+
+    def warnings(self, run: RunFacts) -> list[str]:
+        """The steepest step of dpm_sde."""
+        return steep_step_warnings(self.name, run)
 
     def forwards(self, run: RunFacts) -> float:
         """W trained steps."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Anchor = Literal["recompute", "behavior"]
 
 BACKWARD_FORWARDS = 3.0  # a trained forward with its backward, in forwards
+QUIET_AT_THE_END = ("cps", "dpm_sde")  # kernels whose last step is a point; their has_last_log_prob is False
 MAX_CLIP_RANGE = 0.05  # of a ratio of mean log-probs; the published ranges are 2e-6 to 1e-3
 
 
@@ -76,9 +77,9 @@ def trajectory_problems(name: str, run: RunFacts) -> list[str]:
         )
     if run.noise_level == 0:
         problems.append(f"objective {name} needs rollout.noise_level > 0; the published value for flow_sde is 0.7")
-    if run.kernel == "cps" and run.num_steps - 1 in run.window:
+    if run.kernel in QUIET_AT_THE_END and run.num_steps - 1 in run.window:
         problems.append(
-            "the cps kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it"
+            f"the {run.kernel} kernel has no noise at the last step, so it cannot be trained; use window.kind='drop_last' or end the window before it"
         )
     return problems
 
@@ -90,6 +91,20 @@ def clip_problems(name: str, clip_range: float) -> list[str]:
     return [
         f"objective {name} clips ratios of mean log-probs, and learner.objective.clip_range={clip_range:g} is the scale of a sum over latent "
         f"elements: it would never bind; the rule is at most {MAX_CLIP_RANGE:g}, the published values are 1e-5 to 1e-3 (guard: 2e-6)"
+    ]
+
+
+def steep_step_warnings(name: str, run: RunFacts) -> list[str]:
+    """Say when an objective that takes log-probs as they are trains the step that ends beside sigma 0 on a kernel that is quiet there.
+
+    The grid's last positive sigma is near .009 at any number of steps; under dpm_sde a step's std is below its next sigma, and the
+    log-prob's pull on the velocity goes as 1 / std: 50 times that of the step before at six steps, 25 times at ten (shift 3, eta .7).
+    """
+    if run.kernel != "dpm_sde" or run.num_steps - 2 not in run.window:
+        return []
+    return [
+        f"objective {name} trains step {run.num_steps - 2} under dpm_sde, whose std there is near .008: its log-prob outweighs all other steps; "
+        f"end the window before it (kind='first', size={run.num_steps - 2}), or take guard or tempflow, which weigh steps by their std"
     ]
 
 
