@@ -152,6 +152,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         window_size=window.size, guidance_scale=rollout.guidance_scale, snapshot=rollout.snapshot, shared_init=rollout.shared_init,
         group_size=rollout.group_size, micro_batch=learner.micro_batch, optimizer_steps=learner.optimizer_steps,
         advantage=learner.advantage.kind, recomputes=learner.anchor == "recompute" or (learner.anchor == "auto" and not exact),
+        quiet_end=model.family == "sd3" and model.grid_shift == 0,
         trained_forward=BACKWARD_FORWARDS + model.gradient_checkpointing,  # which makes the activations once more
     )  # fmt: skip
 

@@ -153,6 +153,48 @@ class PerReward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Another estimator's advantages with all groups of a prompt as one group (flow_grpo, whose key of a group is the prompt's text)."""
+
+    single: AdvantageEstimator
+
+    def estimate(self, manifest: Manifest, weights: Mapping[str, float]) -> AdvantageBatch:
+        """See AdvantageEstimator."""
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(manifest.groups):
+            rows.setdefault(group.prompt_id, []).append(row)
+        size, widest = len(manifest.groups[0].kept), max(map(len, rows.values()))
+        whole = [_as_one([manifest.groups[row] for row in members], weights, widest * size) for members in rows.values()]
+        found = self.single.estimate(replace(manifest, groups=tuple(whole)), weights)
+        place = {row: (at, part) for at, members in enumerate(rows.values()) for part, row in enumerate(members)}
+        parts = [(at, slice(part * size, (part + 1) * size)) for _, (at, part) in sorted(place.items())]
+        return AdvantageBatch(
+            advantages=np.stack([found.advantages[part] for part in parts]), mask=np.stack([found.mask[part] for part in parts]),
+            flat=found.flat[[at for at, _ in parts]], rewards=np.stack([found.rewards[part] for part in parts]),
+        )  # fmt: skip
+
+    def read_state(self) -> dict[str, float]:
+        """That of the other estimator."""
+        return self.single.read_state()
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """That of the other estimator."""
+        self.single.load_state(state)
+
+
+def _as_one(groups: list[ManifestGroup], weights: Mapping[str, float], size: int) -> ManifestGroup:
+    """The samples of several groups of a prompt in one, filled up to `size` with samples that nobody kept."""
+    kept = [keep for group in groups for keep in group.kept]
+    missing = size - len(kept)
+    scores = {
+        name: (*(score for group in groups for score in group.scores[name]), *[None] * missing)
+        for name in weights
+        if name in groups[0].scores
+    }
+    return replace(groups[0], scores=scores, kept=(*kept, *[False] * missing))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selected:
     """Some of each group's samples by the advantages of another estimator; the others are masked.
 
@@ -199,6 +241,8 @@ def make_estimator(config: AdvantageConfig) -> AdvantageEstimator:
     whole = PerReward(single=single) if per_reward else single
     if config.kind in selections:
         return Selected(ranked_by=whole, selection=selections[config.kind])
+    if config.merge_prompts:
+        return Merged(single=whole)
     return Selected(ranked_by=whole, selection=Ends(count=config.subset)) if config.subset else whole
 
 

@@ -21,6 +21,7 @@ class AdvantageConfig(StrictModel):
     clip: float = Field(5.0, gt=0)
     eps: float = Field(1e-4, gt=0)
     gamma: float = Field(0.5, ge=0)  # of super_linear (experimental): |difference|^(1 + gamma)
+    merge_prompts: bool = False  # groups of equal prompts in an update are one group, as in flow_grpo
     subset: int = Field(0, ge=0)  # train on the n/2 highest and n/2 lowest advantages of a group only (DanceGRPO's best-of-n); 0: on all
 
     @model_validator(mode="after")
@@ -33,6 +34,10 @@ class AdvantageConfig(StrictModel):
             raise ValueError(
                 "kind='none' leaves rewards in their own units, and normalize='per_reward' would give them one; set kind='group_std' to "
                 "standardize each reward in its group, or normalize='sum'"
+            )
+        if self.merge_prompts and (self.subset or self.kind in ("pair", "best")):
+            raise ValueError(
+                "merge_prompts=true with pair, best or subset, which choose inside a group as it was sampled; leave merge_prompts out"
             )
         if self.subset and self.kind in ("pair", "best"):
             raise ValueError(f"subset={self.subset} with kind={self.kind!r}, which chooses a group's samples itself; leave subset out")

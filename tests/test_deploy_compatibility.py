@@ -83,6 +83,9 @@ CLASHES: dict[str, Clash] = {
         )
         for name in CLIPPED
     },
+    "a limit of dppo that is of a sum": Clash(
+        recipe=GRPO, sets=(objective("dppo", kl_limit=0.66),), reason="learner.objective.kl_limit=0.66 is the scale of a sum", remedy="at most 0.05",
+    ),
     "a rollout snapshot that nobody keeps": Clash(
         recipe=GRPO, sets=("rollout.snapshot=behavior",),
         reason="rollout.snapshot='behavior', and objective grpo keeps live, ema", remedy="name one of them",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.flow.grid import shift_sigma
+from common.flow.grid import shift_sigma, sigma_grid
 from common.flow.kernels import DanceSdeKernel, DpmSdeKernel, FlowSdeKernel, OdeKernel, Transition, TransitionKernel, make_kernel
 from tests.oracles import GaussianMixture
 
@@ -89,14 +89,16 @@ def test_cps_keeps_a_bias_however_many_the_steps() -> None:
     assert named_distances("cps", 0.8, 640)[1] > 0.05
 
 
-def affine_errors(kernel: TransitionKernel, num_steps: int) -> tuple[float, float]:
-    """Errors of mean and std at the end on data N(.3, .5^2) with the exact velocity, shift 3, from the exact marginal at t = .999.
+K13_DATA = (0.3, 0.5)  # mean and std
+
+
+def affine_errors(kernel: TransitionKernel, grid: torch.Tensor, data: tuple[float, float] = K13_DATA) -> tuple[float, float]:
+    """Errors of mean and std at the end of a float64 grid, on Gaussian data with the exact velocity, from the exact marginal at its start.
 
     Everything is affine, so that a step on two points gives its slope and intercept: no draws.
     """
-    m, c = 0.3, 0.5
-    grid = shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), 3.0).clamp(max=0.999)
-    mean, variance = (1 - 0.999) * m, ((1 - 0.999) * c) ** 2 + 0.999**2
+    m, c = data
+    mean, variance = float(1 - grid[0]) * m, (float(1 - grid[0]) * c) ** 2 + float(grid[0]) ** 2
     for t, t_next in itertools.pairwise(grid):
         x = torch.tensor([mean, mean + 1.0], dtype=torch.float64).view(2, 1, 1, 1)
         gain = (1 - t) * c**2 / (((1 - t) * c) ** 2 + t**2)
@@ -105,6 +107,11 @@ def affine_errors(kernel: TransitionKernel, num_steps: int) -> tuple[float, floa
         low, high = step.mean.flatten().tolist()
         mean, variance = low, (high - low) ** 2 * variance + float(step.std[0]) ** 2
     return mean - m, math.sqrt(variance) - c
+
+
+def k13_grid(num_steps: int) -> torch.Tensor:
+    """Shift 3, from t = .999."""
+    return shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), 3.0).clamp(max=0.999)
 
 
 K13_STEPS = (10, 20, 40, 80, 160)
@@ -120,7 +127,7 @@ K13_STEPS = (10, 20, 40, 80, 160)
 )
 def test_the_solvers_of_order_one_have_the_published_errors_on_a_gaussian(kernel: TransitionKernel, expected: tuple[float, ...]) -> None:
     """K13: the mean is exact (1e-12), the std as tabulated (its last digit)."""
-    errors = [affine_errors(kernel, num_steps) for num_steps in K13_STEPS]
+    errors = [affine_errors(kernel, k13_grid(num_steps)) for num_steps in K13_STEPS]
     assert max(abs(mean) for mean, _ in errors) <= 1e-12
     assert [std for _, std in errors] == pytest.approx(expected, abs=5e-4)
 
@@ -129,14 +136,18 @@ def test_the_ode_converges_with_order_one_and_the_sde_towards_it() -> None:
     """K13: twice the steps divide the ODE's error by 1.85 to 2.1 from 20 steps on, the SDE's by more than 1.5 from 40 on."""
     for kernel, steps, low, high in [(DpmSdeKernel(0.0), (20, 40, 80), 1.85, 2.1), (DpmSdeKernel(math.sqrt(2)), (40, 80), 1.5, 2.0)]:
         for num_steps in steps:
-            assert low < affine_errors(kernel, num_steps)[1] / affine_errors(kernel, 2 * num_steps)[1] < high
+            assert low < affine_errors(kernel, k13_grid(num_steps))[1] / affine_errors(kernel, k13_grid(2 * num_steps))[1] < high
 
 
-def test_at_few_steps_dpm_sde_errs_like_the_ode_where_flow_sde_leaves_excess_noise() -> None:
-    """Ten steps at eta .7: the std is .5 + .33 under flow_sde, .5 - .14 under dpm_sde, .5 - .13 under the ODE."""
-    ode, exact, euler = (affine_errors(kernel, 10)[1] for kernel in (OdeKernel(), DpmSdeKernel(0.7), FlowSdeKernel(0.7)))
-    assert abs(exact - ode) < 0.02
-    assert euler > 0.3
+def test_on_the_grid_that_is_sampled_dpm_sde_leaves_no_noise_where_flow_sde_does() -> None:
+    """Ten steps at eta .7: on one point flow_sde has a std of .25 at sigma .009 and of .06 at the end, dpm_sde .009 and 0."""
+    grid, point = sigma_grid(10, 3.0).double(), (0.0, 0.0)
+    euler, exact = FlowSdeKernel(0.7), DpmSdeKernel(0.7)
+    assert [affine_errors(kernel, grid[:-1], point)[1] for kernel in (euler, exact)] == pytest.approx([0.249, float(grid[-2])], abs=1e-3)
+    assert [affine_errors(kernel, grid, point)[1] for kernel in (euler, exact)] == pytest.approx([0.062, 0.0], abs=1e-3)
+    ode, exact_error, euler_error = (affine_errors(kernel, grid)[1] for kernel in (OdeKernel(), exact, euler))
+    assert exact_error == pytest.approx(ode, abs=0.015)
+    assert ode < euler_error < 0  # on N(.3, .5^2) flow_sde's excess makes up for half of what ten steps contract
 
 
 class _ScoreMutant:

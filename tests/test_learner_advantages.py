@@ -1,10 +1,12 @@
 """Advantages against hand-computed values and the invariants A1-A6, A9 (algorithms, section 27)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from common.errors import ConfigError, CorruptFile
 from common.types import Manifest, ManifestGroup
@@ -90,6 +92,39 @@ def test_reordering_samples_or_groups_reorders_advantages(estimator: AdvantageEs
 def test_groups_of_equal_text_stay_groups_of_their_own() -> None:
     found = GroupStd(eps=EPS).estimate(manifest(group(0, r=[0.0, 1.0]), group(1, r=[100.0, 101.0])), {"r": 1.0})
     np.testing.assert_allclose(found.advantages[0], found.advantages[1], atol=1e-6)  # A5: merged, the means would differ by 100
+
+
+MERGING = [AdvantageConfig(kind=kind, merge_prompts=True) for kind in ("group_std", "global_std", "none", "super_linear")]
+
+
+@pytest.mark.parametrize(
+    "config", [*MERGING, AdvantageConfig(normalize="per_reward", merge_prompts=True)], ids=lambda c: f"{c.kind}-{c.normalize}"
+)
+def test_merged_groups_of_a_prompt_get_what_one_group_of_all_their_samples_gets(config: AdvantageConfig) -> None:
+    """A5's other side: groups 0 and 2 share a prompt and a null score; group 1 has one of its own; the last is flat alone, not merged."""
+    own, other = ("shared", "alone")
+    parts = [
+        replace(group(0, kept=[True, True, False], r=[0.0, 1.0, None]), prompt_id=own),
+        replace(group(1, r=[5.0, 7.0, 6.0]), prompt_id=other),
+        replace(group(2, r=[4.0, 4.0, 4.0]), prompt_id=own),
+    ]
+    found = make_estimator(config).estimate(manifest(*parts), {"r": 1.0})
+    alone = config.model_copy(update={"merge_prompts": False})
+    joined = group(0, kept=[True, True, False, True, True, True], r=[0.0, 1.0, None, 4.0, 4.0, 4.0])
+    filled = group(1, kept=[True] * 3 + [False] * 3, r=[5.0, 7.0, 6.0, None, None, None])
+    expected = make_estimator(alone).estimate(manifest(joined, filled), {"r": 1.0})
+    np.testing.assert_array_equal(found.advantages, [expected.advantages[0, :3], expected.advantages[1, :3], expected.advantages[0, 3:]])
+    np.testing.assert_array_equal(found.mask, [[True, True, False], [True] * 3, [True] * 3])
+    assert found.flat.tolist() == [False] * 3
+    np.testing.assert_array_equal(found.rewards, [[0.0, 1.0, np.nan], [5.0, 7.0, 6.0], [4.0, 4.0, 4.0]])
+    if config.kind == "group_std":  # by hand: 0, 1, 4, 4, 4 have mean 2.6 and std 1.7436
+        np.testing.assert_allclose(found.advantages[2], (4 - 2.6) / (3.04**0.5 + config.eps), rtol=1e-6)
+
+
+def test_merging_is_refused_where_samples_are_chosen_in_a_group() -> None:
+    for clash in ({"kind": "pair"}, {"kind": "best"}, {"subset": 4}):
+        with pytest.raises(ValidationError, match="leave merge_prompts out"):
+            AdvantageConfig(merge_prompts=True, **clash)  # type: ignore[arg-type]
 
 
 def test_null_scores_are_left_out_as_if_the_sample_did_not_exist() -> None:

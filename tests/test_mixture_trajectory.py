@@ -1,12 +1,9 @@
-"""O10 and O12: every objective over stored steps moves an eight-mode mixture to the rewarded mode, whatever kernel and window it samples with."""
+"""O10: every objective over stored steps moves an eight-mode mixture to the rewarded mode, whatever kernel and window it samples with."""
 
-import zlib
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from common.types import SamplerSpec
 from learner.config import LearnerConfig
@@ -21,8 +18,6 @@ from rollout_workers.windows import RandomWindow, WindowPlan
 from tests.learner_fakes import manifest_of, sample_groups, sampler_spec, score_by_latents
 from tests.learner_policies import mixture_policy
 from tests.mixture import GROUP_SIZE, GROUPS, MixtureCase, near_target, share_of_target, train
-
-STANDARD_ERROR = (2 * 0.125 * 0.875 / 512) ** 0.5  # of the difference of two shares of 512 draws
 
 
 def case(objective: ObjectiveSettings, updates: int = 14, **sampling: Any) -> MixtureCase:
@@ -61,22 +56,3 @@ def train_in_windows(case: MixtureCase, plan: WindowPlan) -> Learner:
 def test_grpo_learns_in_a_random_window_of_two_steps() -> None:
     plan = RandomWindow(run_seed=5, size=2, start=0, stop=4)
     assert share_of_target(train_in_windows(case(GrpoConfig(clip_range=0.2)), plan), "live") > 0.8
-
-
-def unrelated(clean: NDArray[np.float32]) -> float:
-    """A number in [0, 1) that says nothing about the sample."""
-    return zlib.crc32(clean.tobytes()) / 2**32
-
-
-@pytest.fixture(scope="module")
-def share_before() -> float:
-    share = share_of_target(train(CASES["guard"], updates=0), "live")
-    assert share == pytest.approx(0.125, abs=0.045)  # 3 standard errors of 512 draws
-    return share
-
-
-@pytest.mark.parametrize("name", ["guard", "dppo", "tempflow", "dance"])
-def test_an_unrelated_reward_does_not_drift_the_share(name: str, share_before: float) -> None:
-    config = CASES[name].config.model_copy(update={"learning_rate": 1e-3})  # AdamW moves as far on noise as on a signal
-    after = share_of_target(train(replace(CASES[name], config=config), updates=4, reward=unrelated), "live")
-    assert abs(after - share_before) < 3 * STANDARD_ERROR  # O12

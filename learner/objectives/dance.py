@@ -22,7 +22,7 @@ class DanceConfig(ObjectiveSettings):
     name: Literal["dance"] = "dance"
     clip_range: float = Field(1e-4, gt=0)  # on ratios of mean log-probs
     step_fraction: float = Field(0.6, gt=0, le=1)  # of the window's steps that a sample trains
-    detach_uncond: bool = True
+    detach_uncond: bool = True  # under guidance, no gradient through the unconditional branch
 
     def make(self, anchor: Anchor) -> "Dance":
         """The objective."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from learner.objectives.base import LossContext, LossTerm, MicroBatch, Needs
 from learner.objectives.clipping import PARITY_SHARE, replay_forwards, stop_fractions
 from learner.objectives.replay import MeanAnchor, anchor_means, block_of, replay_of
-from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, steep_step_warnings, trajectory_problems
+from learner.objectives.settings import Anchor, ObjectiveSettings, RunFacts, limit_problems, steep_step_warnings, trajectory_problems
 
 
 class DppoConfig(ObjectiveSettings):
@@ -18,7 +18,7 @@ class DppoConfig(ObjectiveSettings):
 
     name: Literal["dppo"] = "dppo"
     kl_limit: float = Field(1e-5, gt=0)  # tau, of the mean over latent elements (verl-omni)
-    detach_uncond: bool = True
+    detach_uncond: bool = True  # under guidance, no gradient through the unconditional branch
 
     def make(self, anchor: Anchor) -> "Dppo":
         """The objective."""
@@ -26,7 +26,7 @@ class DppoConfig(ObjectiveSettings):
 
     def problems(self, run: RunFacts) -> list[str]:
         """Stochastic steps it needs."""
-        return trajectory_problems(self.name, run)
+        return [*trajectory_problems(self.name, run), *limit_problems(self.name, self.kl_limit)]
 
     def warnings(self, run: RunFacts) -> list[str]:
         """The steepest step of dpm_sde."""

@@ -20,7 +20,7 @@ class GrpoConfig(ObjectiveSettings):
     clip_range: float = Field(1e-4, gt=0)  # on ratios of mean log-probs
     kl_beta: float = Field(0.0, ge=0)
     kl_convention: Literal["flow_grpo", "exact"] = "flow_grpo"  # flow_grpo divides by 2 s^2 only, exact by 2 s^2 |dt|
-    detach_uncond: bool = True
+    detach_uncond: bool = True  # under guidance, no gradient through the unconditional branch
 
     def make(self, anchor: Anchor) -> "Grpo":
         """The objective."""

@@ -18,7 +18,7 @@ class GuardConfig(ObjectiveSettings):
 
     name: Literal["guard"] = "guard"
     clip_range: float = Field(2e-6, gt=0)  # on normalized ratios; published: 2e-6 for GenEval and OCR, 4e-6 for PickScore
-    detach_uncond: bool = True
+    detach_uncond: bool = True  # under guidance, no gradient through the unconditional branch
 
     def make(self, anchor: Anchor) -> "Guard":
         """The objective."""

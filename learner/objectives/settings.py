@@ -12,7 +12,7 @@ Anchor = Literal["recompute", "behavior"]
 
 BACKWARD_FORWARDS = 3.0  # a trained forward with its backward, in forwards
 QUIET_AT_THE_END = ("cps", "dpm_sde")  # kernels whose last step is a point; their has_last_log_prob is False
-MAX_CLIP_RANGE = 0.05  # of a ratio of mean log-probs; the published ranges are 2e-6 to 1e-3
+MAX_CLIP_RANGE = 0.05  # of a ratio of mean log-probs, and of a mean KL; the published ranges are 2e-6 to 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class RunFacts:
     optimizer_steps: int  # M
     advantage: str  # AdvantageConfig.kind
     recomputes: bool  # the anchor is recomputed
+    quiet_end: bool = True  # the grid's last positive sigma is near .009
     trained_forward: float = BACKWARD_FORWARDS  # with its backward, in forwards without gradient
 
     @property
@@ -94,13 +95,23 @@ def clip_problems(name: str, clip_range: float) -> list[str]:
     ]
 
 
+def limit_problems(name: str, kl_limit: float) -> list[str]:
+    """Say when a limit of a step's KL is one of a sum over a latent's elements."""
+    if kl_limit <= MAX_CLIP_RANGE:
+        return []
+    return [
+        f"objective {name} gates by the mean KL of a latent's elements, and learner.objective.kl_limit={kl_limit:g} is the scale of a sum: it "
+        f"would never bind; the rule is at most {MAX_CLIP_RANGE:g}, the published value is 1e-5"
+    ]
+
+
 def steep_step_warnings(name: str, run: RunFacts) -> list[str]:
     """Say when an objective that takes log-probs as they are trains the step that ends beside sigma 0 on a kernel that is quiet there.
 
-    The grid's last positive sigma is near .009 at any number of steps; under dpm_sde a step's std is below its next sigma, and the
+    Its last positive sigma is near .009 at any number of steps on SD3's grid (diffusers spaces timesteps 1000 to 1); under dpm_sde a step's std is below its next sigma, and the
     log-prob's pull on the velocity goes as 1 / std: 50 times that of the step before at six steps, 25 times at ten (shift 3, eta .7).
     """
-    if run.kernel != "dpm_sde" or run.num_steps - 2 not in run.window:
+    if run.kernel != "dpm_sde" or not run.quiet_end or run.num_steps - 2 not in run.window:
         return []
     return [
         f"objective {name} trains step {run.num_steps - 2} under dpm_sde, whose std there is near .008: its log-prob outweighs all other steps; "

@@ -20,7 +20,7 @@ class TempflowConfig(ObjectiveSettings):
     clip_range: float = Field(1e-4, gt=0)  # on ratios of mean log-probs
     noise_weight: float = Field(2.25, gt=0)  # times s sqrt|dt|; 2.25 makes the mean 1 over the first 9 of SD3.5's 10 steps at eta .7
     kl_beta: float = Field(0.0, ge=0)  # of the exact KL; published: 0.004 for GenEval and OCR, 0.001 for PickScore
-    detach_uncond: bool = True
+    detach_uncond: bool = True  # under guidance, no gradient through the unconditional branch
 
     def make(self, anchor: Anchor) -> "Tempflow":
         """The objective."""
