@@ -155,7 +155,9 @@ def test_advantages_of_a_group_sum_to_zero_where_they_are_centered(case: Case) -
 def test_shifting_rewards_changes_nothing_and_scaling_them_what_the_kind_says(case: Case) -> None:
     plain, scaled = (estimate(random_manifest(scale=scale), case.config) for scale in (1.0, 10.0))
     shifted = estimate(random_manifest(shift=7.0), case.config)
-    np.testing.assert_allclose(shifted.advantages, plain.advantages, atol=2e-6)  # A2; super_linear has |A| up to 6, where float32 keeps 5e-7
+    np.testing.assert_allclose(
+        shifted.advantages, plain.advantages, atol=2e-6
+    )  # A2; super_linear has |A| up to 6, where float32 keeps 5e-7
     # eps / std is the whole error: |A| < 6 (shaped), std > .2
     np.testing.assert_allclose(scaled.advantages, 10.0**case.scale * plain.advantages, rtol=1e-6 if case.scale else 3e-3, atol=2e-6)
     for other in (shifted, scaled):
