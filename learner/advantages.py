@@ -166,8 +166,9 @@ class Merged:
         size, widest = len(manifest.groups[0].kept), max(map(len, rows.values()))
         whole = [_as_one([manifest.groups[row] for row in members], weights, widest * size) for members in rows.values()]
         found = self.single.estimate(replace(manifest, groups=tuple(whole)), weights)
-        place = {row: (at, part) for at, members in enumerate(rows.values()) for part, row in enumerate(members)}
-        parts = [(at, slice(part * size, (part + 1) * size)) for _, (at, part) in sorted(place.items())]
+        order = np.argsort([row for members in rows.values() for row in members])
+        cells = [(at, slice(k * size, (k + 1) * size)) for at, members in enumerate(rows.values()) for k in range(len(members))]
+        parts = [cells[row] for row in order]
         return AdvantageBatch(
             advantages=np.stack([found.advantages[part] for part in parts]), mask=np.stack([found.mask[part] for part in parts]),
             flat=found.flat[[at for at, _ in parts]], rewards=np.stack([found.rewards[part] for part in parts]),

@@ -225,9 +225,9 @@ class DpmSdeKernel(_GaussianKernel):
     """flow_sde's SDE, each step solved exactly for a fixed x0hat: SDE-DPM-Solver++ of order 1 (arXiv 2211.01095).
 
     With q = exp(-h) = ((1-t) t') / (t (1-t')), h the step in log((1-t) / t), and e = eta^2 / 2:
-    mean = (t'/t) q^e x + (1-t') (1 - q^(1+e)) x0hat, std = t' sqrt(1 - q^(2e)). The published solver is eta = sqrt(2) (e = 1). Signal and noise keep their coefficients 1-t' and t' at any number of steps, as under cps, and
-    the marginals tend to the ODE's, which those of cps do not. At t = 1, where q = 0, all noise is fresh, with nothing to
-    replace; at the last step std = 0: the log-prob is masked to 0.
+    mean = (t'/t) q^e x + (1-t') (1 - q^(1+e)) x0hat, std = t' sqrt(1 - q^(2e)). The published solver is eta = sqrt(2) (e = 1).
+    Signal and noise keep their coefficients 1-t' and t' at any number of steps, as under cps, and the marginals tend to the ODE's,
+    which those of cps do not. A step from t = 1, where q = 0, replaces all noise; at the last step std = 0: the log-prob is masked to 0.
     """
 
     @property

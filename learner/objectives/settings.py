@@ -108,8 +108,9 @@ def limit_problems(name: str, kl_limit: float) -> list[str]:
 def steep_step_warnings(name: str, run: RunFacts) -> list[str]:
     """Say when an objective that takes log-probs as they are trains the step that ends beside sigma 0 on a kernel that is quiet there.
 
-    Its last positive sigma is near .009 at any number of steps on SD3's grid (diffusers spaces timesteps 1000 to 1); under dpm_sde a step's std is below its next sigma, and the
-    log-prob's pull on the velocity goes as 1 / std: 50 times that of the step before at six steps, 25 times at ten (shift 3, eta .7).
+    On SD3's grid (diffusers spaces timesteps 1000 to 1) the last positive sigma is near .009 at any number of steps. Under dpm_sde a
+    step's std is below its next sigma, and the log-prob's pull on the velocity goes as 1 / std: 50 times that of the step before at
+    six steps, 25 times at ten (shift 3, eta .7).
     """
     if run.kernel != "dpm_sde" or not run.quiet_end or run.num_steps - 2 not in run.window:
         return []
